@@ -1,0 +1,5 @@
+"""The mathematics: functions on tensors, no modules."""
+from .causal_conv1d import causal_conv1d
+from .selective_scan import available_backends, selective_scan
+
+__all__ = ["available_backends", "causal_conv1d", "selective_scan"]

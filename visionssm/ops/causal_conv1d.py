@@ -1,0 +1,75 @@
+"""Depthwise causal convolution along scan orders."""
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .tables import check_table
+
+
+def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+    """Depthwise causal convolution along each route's steps (Mamba, arXiv:2312.00752, figure 3; Vim's two directions).
+
+    out[t] = bias + sum_j weight[..., W - 1 - j] * x[order[t - j]], with zeros before the start and at entries of -1.
+
+    Args:
+        x: Tokens, (b, L, d), or (b, L, k, d) with one input per route; float32, bfloat16, float16 or float64.
+        weight: Taps, (d, W), or (k, d, W) per route.
+        bias: (d,) or (k, d).
+        order: Integer table (k, T): the token read at each step, -1 for a zero token; None scans tokens as stored.
+
+    Returns:
+        Stored by step: (b, T, k, d) if `order` is given or `x` or `weight` has a route axis, else (b, L, d); x's dtype.
+
+    Raises:
+        ValueError: shapes or routes disagree, or the table has an entry out of range.
+        TypeError: the table is not an integer tensor.
+    """
+    if has_torch_function_variadic(x, weight):
+        return handle_torch_function(causal_conv1d, (x, weight), x, weight, bias=bias, order=order)
+    if x.ndim not in (3, 4) or weight.ndim not in (2, 3):
+        raise ValueError(f"x must be (b, L, [k,] d) and weight ([k,] d, W), got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if weight.shape[-2] != x.shape[-1]:
+        raise ValueError(f"weight has {weight.shape[-2]} channels but x has {x.shape[-1]}")
+    if bias is not None and bias.shape[-1] != x.shape[-1]:
+        raise ValueError(f"bias has {bias.shape[-1]} channels but x has {x.shape[-1]}")
+    plain = order is None and x.ndim == 3 and weight.ndim == 2
+    if not plain:
+        x = x.unsqueeze(2) if x.ndim == 3 else x
+        sizes = [x.shape[2], weight.shape[0] if weight.ndim == 3 else 1, 1 if order is None else order.shape[0]]
+        if bias is not None and bias.ndim == 2:
+            sizes.append(bias.shape[0])
+        routes = max(sizes)
+        if any(s not in (1, routes) for s in sizes) or (order is not None and order.shape[0] != routes):
+            raise ValueError(f"the numbers of routes disagree: x {sizes[0]}, weight {sizes[1]}, "
+                             f"order {'none' if order is None else order.shape[0]}, bias {sizes[-1]}")
+    if order is not None:
+        x = _gather(x, order)
+    weight = weight.to(x.dtype)
+    out = x * weight[..., -1]
+    for j in range(1, weight.shape[-1]):
+        if j >= x.shape[1]:
+            break
+        # zeros left of the start: only steps from j on see the token j steps back
+        out = out + torch.nn.functional.pad(x[:, :-j] * weight[..., -1 - j], (0, 0) * (x.ndim - 2) + (j, 0))
+    return out if bias is None else out + bias.to(x.dtype)
+
+
+def _gather(x: Tensor, order: Tensor) -> Tensor:
+    """x (b, L, 1 or k, d) as scanned, (b, T, k, d); entries of -1 read zeros."""
+    if order.ndim != 2:
+        raise ValueError(f"order must be (routes, steps), got shape {tuple(order.shape)}")
+    if order.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"order must be int32 or int64, got {order.dtype}")
+    if torch.compiler.is_compiling():
+        padded = True  # a traced program cannot look at the table
+    else:
+        padded = check_table(order, x.shape[1]).padded
+    b, L, kx, d = x.shape
+    k, T = order.shape
+    index = order.clamp(min=0).T if padded else order.T  # (T, k)
+    if kx == 1:
+        rows = x.reshape(b, L, d).index_select(1, index.reshape(-1)).view(b, T, k, d)
+    else:
+        flat = index * k + torch.arange(k, device=order.device, dtype=order.dtype)
+        rows = x.reshape(b, L * k, d).index_select(1, flat.reshape(-1)).view(b, T, k, d)
+    return rows * (order.T >= 0)[None, :, :, None].to(x.dtype) if padded else rows
