@@ -1,0 +1,228 @@
+"""Recorded outputs of the original programs, and how ours compare.
+
+A family adds one module to this package with
+
+- `RECORDS`: patterns of the recorded cases (tests/data/goldens) it answers for;
+- `build(case)`: our model for a case, in evaluation mode, weights not filled;
+- `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
+- `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, NCHW or as recorded;
+- `OPERATORS` (optional): a dict from the name of a file in tests/data/ops to a function that takes its content and
+  yields deviations;
+- `FAST` (optional): full-size cases that the fast tier runs;
+- `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
+
+Weights are functions of the original's parameter names. They are filled as leaves of the autograd graph and converted
+by the family's checkpoint filter, so gradients come back under the original's names whatever the filter does.
+"""
+import fnmatch
+import importlib
+import json
+import pkgutil
+import sys
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import tolerances
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+sys.path.insert(0, str(DATA))
+from reference_weights import fill, reference_input, sample  # noqa: E402
+
+__all__ = [
+    "DATA", "Case", "Deviation", "cases", "compare", "compare_operator", "families", "fill", "fill_state_dict",
+    "keys_of", "operators", "reference_input", "registered_names", "sample",
+]
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One compared quantity: the largest difference found, and the largest allowed."""
+
+    what: str
+    measured: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.measured <= self.allowed)  # False for NaN
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded run of an original model."""
+
+    name: str
+    family: str
+    record: dict
+
+    @property
+    def variant(self) -> str:
+        return self.record["variant"]
+
+    @property
+    def config(self) -> dict | None:
+        """Arguments of the original's constructor; None for a published variant."""
+        return self.record.get("config")
+
+    @property
+    def full_size(self) -> bool:
+        return self.config is None
+
+    @property
+    def input(self) -> Tensor:
+        return torch.from_numpy(reference_input(self.record["input_shape"], self.record["seed"]))
+
+    @property
+    def keys(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the original's parameters and buffers."""
+        keys = self.record.get("keys") or keys_of(self.variant)["keys"]
+        return [(name, tuple(shape)) for name, shape in keys]
+
+
+@lru_cache(maxsize=1)
+def registered_names() -> dict[str, str]:
+    """Recorded variant to the name of our model."""
+    return json.loads((DATA / "names.json").read_text())
+
+
+@lru_cache(maxsize=None)
+def keys_of(variant: str) -> dict:
+    """Names, shapes and parameter count of a published variant."""
+    return json.loads((DATA / "keys" / f"{variant}.json").read_text())
+
+
+@lru_cache(maxsize=1)
+def families() -> dict[str, ModuleType]:
+    """The modules of this package that stand for a family."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    return {m.__name__.rsplit(".", 1)[-1]: m for m in modules if hasattr(m, "RECORDS")}
+
+
+@lru_cache(maxsize=1)
+def cases() -> dict[str, Case]:
+    """Every recorded run that a family answers for."""
+    found = {}
+    for path in sorted((DATA / "goldens").glob("*.json")):
+        for family, module in families().items():
+            if any(fnmatch.fnmatch(path.stem, pattern) for pattern in module.RECORDS):
+                found[path.stem] = Case(path.stem, family, json.loads(path.read_text()))
+    return found
+
+
+@lru_cache(maxsize=1)
+def operators() -> dict[str, str]:
+    """Every recorded operator that a family answers for -> the family."""
+    return {name: family for family, module in families().items() for name in getattr(module, "OPERATORS", {})}
+
+
+def fill_state_dict(
+        keys: list[tuple[str, tuple[int, ...]]],
+        record: dict | None = None,
+        leaves: Container[str] = (),
+) -> dict[str, Tensor]:
+    """The deterministic weights of a recorded run under the original's names, without the buffers it computed.
+
+    Args:
+        keys: Names and shapes.
+        record: The recorded run; it may scale, zero or leave out entries.
+        leaves: Names that require a gradient.
+    """
+    record = record or {}
+    out = {}
+    for name, shape in keys:
+        if name in record.get("not_filled", ()):
+            continue
+        value = fill(name, shape)
+        for suffix, factor in record.get("fill_scale", {}).items():
+            if name.endswith(suffix):
+                value = (value * factor).astype(value.dtype)
+        if name.endswith(tuple(record.get("zero_filled_suffixes", ()))):
+            value = np.zeros_like(value)
+        out[name] = torch.from_numpy(value).requires_grad_(name in leaves)
+    return out
+
+
+def compare(case: Case) -> Iterator[Deviation]:
+    """Run our model on a recorded case; yields how far logits, stages and gradients are from it."""
+    module = families()[case.family]
+    record = case.record
+    with_grads = "grads" in record
+    model = module.build(case)
+    assert not model.training, "build(case) must return a model in evaluation mode"
+    source = fill_state_dict(case.keys, record, record["grads"]["param_l2"] if with_grads else ())
+    weights = module.convert(source, model)
+    model.load_state_dict({k: v.detach() for k, v in weights.items()}, strict=True)
+    x = case.input.requires_grad_(with_grads)
+    with torch.set_grad_enabled(with_grads):
+        outputs = _call_with(model, weights, lambda m: module.outputs(m, x, case))
+
+    loose = tolerances.FULL_SIZE.get(case.family) if case.full_size else None
+    if "logits" in record:
+        expected = np.array(record["logits"]).reshape(record["logits_shape"])
+        yield compare_operator("logits", outputs["logits"], expected, loose or tolerances.LOGITS)
+    for stage in record.get("stages", ()):
+        yield _compare_summary(stage["name"], outputs[stage["name"]], stage, loose or tolerances.STAGES)
+    if with_grads:
+        logits = outputs["logits"]
+        loss = (logits * torch.from_numpy(reference_input(tuple(logits.shape), seed=7))).sum()
+        leaves = {k: v for k, v in source.items() if v.requires_grad}
+        grads = torch.autograd.grad(loss, [x, *leaves.values()], allow_unused=True)
+        yield from _compare_gradients(grads[0], dict(zip(leaves, grads[1:], strict=True)), record["grads"])
+
+
+class _Probe(nn.Module):
+    def __init__(self, model: nn.Module, function):
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self):
+        return self.function(self.model)
+
+
+def _call_with(model: nn.Module, weights: dict[str, Tensor], function):
+    """`function(model)` with the model's parameters replaced by `weights`, part of the autograd graph."""
+    return torch.func.functional_call(_Probe(model, function), {f"model.{k}": v for k, v in weights.items()}, ())
+
+
+def compare_operator(what: str, ours: Tensor, expected, tolerance: float = tolerances.OPERATORS) -> Deviation:
+    """Compare a whole tensor; the tolerance is relative to the spread of the recorded values if that is above 1."""
+    expected = np.asarray(expected, dtype=np.float64)
+    ours = ours.detach().cpu().double().numpy()
+    if ours.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {ours.shape}, recorded {expected.shape}")
+    return Deviation(what, float(np.abs(ours - expected).max()), tolerance * max(1.0, float(expected.std())))
+
+
+def _compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float) -> Deviation:
+    ours = ours.detach().cpu().double().numpy()
+    if list(ours.shape) != recorded["shape"]:
+        raise AssertionError(f"{what}: shape {list(ours.shape)}, recorded {recorded['shape']}")
+    differences = np.abs(sample(ours, len(recorded["sample"])) - np.array(recorded["sample"]))
+    worst = max(differences.max(), abs(ours.mean() - recorded["mean"]), abs(ours.std() - recorded["std"]))
+    return Deviation(what, float(worst), tolerance * max(1.0, recorded["std"]))
+
+
+def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict) -> Iterator[Deviation]:
+    ours = grad_input.double().numpy()
+    expected = np.array(recorded["input"]["sample"])
+    yield Deviation("gradient of the input", float(np.abs(sample(ours, expected.size) - expected).max()),
+                    tolerances.GRADIENTS * float(np.abs(expected).max()))
+    norms = recorded["param_l2"]
+    floor = tolerances.GRADIENT_FLOOR * max(norms.values())
+    worst = Deviation("gradient norms", 0.0, 1.0)
+    for name, norm in norms.items():
+        grad = grads.get(name)
+        ours = 0.0 if grad is None else float(grad.double().norm())
+        deviation = Deviation(f"gradient norm of {name}", abs(ours - norm), max(tolerances.GRADIENTS * norm, floor))
+        # NaN compares as the worst
+        if not deviation.measured / deviation.allowed <= worst.measured / worst.allowed:
+            worst = deviation
+    yield worst

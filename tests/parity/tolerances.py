@@ -1,0 +1,9 @@
+"""How far a result may lie from the recorded one."""
+LOGITS = 1e-4  # times max(1, standard deviation of the recorded values)
+STAGES = 1e-4  # the same
+GRADIENTS = 1e-3  # relative, or GRADIENT_FLOOR of the largest recorded norm
+GRADIENT_FLOOR = 1e-6
+OPERATORS = 1e-5  # times max(1, standard deviation)
+
+# published GroupMamba sizes multiply normalised maps, which amplifies rounding
+FULL_SIZE = {"groupmamba": 1e-3}

@@ -1,0 +1,68 @@
+"""Print how far every recorded case of the original programs is from ours.
+
+    python tools/parity.py [PATTERN ...] [--all]
+
+Patterns match names of cases, for example `vmamba_*`. `--all` prints every compared quantity, not the worst of a case.
+"""
+import argparse
+import fnmatch
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import importlib  # noqa: E402
+
+# this script is called like the package, so the import must find the package first
+harness = importlib.import_module("parity")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns 1 if a case deviates more than allowed, or matches although it was recorded with a defect."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*", default=["*"], help="names of cases (default: all)")
+    parser.add_argument("--all", action="store_true", help="print every compared quantity")
+    args = parser.parse_args(argv)
+
+    def selected(names):
+        return [n for n in names if any(fnmatch.fnmatch(n, p) for p in args.patterns)]
+
+    chosen = selected(harness.cases()) + selected(harness.operators())
+    if not chosen:
+        known = ", ".join([*harness.cases(), *harness.operators()])
+        print(f"no recorded case matches {' '.join(args.patterns)}; recorded: {known}", file=sys.stderr)
+        return 2
+    print(f"{'case':44} {'quantity':58} {'deviation':>10} {'allowed':>10}")
+    failed = 0
+    for name in chosen:
+        deviations, expect_match = _deviations(name)
+        shown = deviations if args.all else [max(deviations, key=_severity)]
+        for d in shown:
+            print(f"{name:44} {d.what:58} {d.measured:10.2e} {d.allowed:10.2e}{'' if d.ok else '  FAR'}", flush=True)
+        if all(d.ok for d in deviations) != expect_match:
+            failed += 1
+        if not expect_match:
+            print(f"{'':44} recorded with a defect of the original: it must differ")
+    print(f"{len(chosen)} cases, {failed} not as expected")
+    return int(failed > 0)
+
+
+def _deviations(name: str):
+    if name in harness.cases():
+        case = harness.cases()[name]
+        defective = name in getattr(harness.families()[case.family], "DEFECTIVE", {})
+        return list(harness.compare(case)), not defective
+    record = json.loads((harness.DATA / "ops" / f"{name}.json").read_text())
+    return list(harness.families()[harness.operators()[name]].OPERATORS[name](record)), True
+
+
+def _severity(deviation) -> float:
+    if deviation.allowed == 0:
+        return 0.0 if deviation.ok else float("inf")
+    severity = deviation.measured / deviation.allowed
+    return severity if severity == severity else float("inf")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

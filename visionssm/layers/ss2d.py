@@ -1,0 +1,67 @@
+"""The two-dimensional selective-scan mixer of VMamba (arXiv:2401.10166, section 4.2)."""
+import torch.nn.functional as F
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from ..scans import num_routes, scan_table
+from .ssm import SelectiveSSM
+
+
+class SS2D(nn.Module):
+    """Projection, depthwise convolution, scan of the map along several routes, norm, optional gate, projection.
+
+    Args:
+        dim: Channels of the map.
+        dim_inner: Channels of the scan.
+        d_state: States per channel.
+        dt_rank: Rank of the step size's projection.
+        scan: Name of the scan order.
+        gated: Multiply the normalised output by SiLU of a second projection.
+        conv_bias: Bias of the depthwise convolution.
+        norm_layer: Norm of the merged routes.
+        proj_drop: Dropout after the output projection.
+    """
+
+    def __init__(
+            self,
+            dim: int,
+            dim_inner: int,
+            d_state: int,
+            dt_rank: int,
+            scan: str = "cross",
+            gated: bool = False,
+            conv_bias: bool = False,
+            norm_layer: type[nn.Module] = LayerNorm,
+            proj_drop: float = 0.0,
+            device=None,
+            dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.scan = scan
+        self.gated = gated
+        self.in_proj = nn.Linear(dim, 2 * dim_inner if gated else dim_inner, bias=False, **dd)
+        self.conv = nn.Conv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
+        self.act = nn.SiLU()
+        self.ssm = SelectiveSSM(dim_inner, num_routes(scan), d_state, dt_rank, **dd)
+        self.out_norm = norm_layer(dim_inner, **dd)
+        self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix a map (b, h, w, dim) of any size; returns the same shape."""
+        height, width = x.shape[1], x.shape[2]
+        if self.gated:
+            # two products give two contiguous maps; splitting one product's result would cost a copy in the conv
+            weight, weight_z = self.in_proj.weight.chunk(2)
+            z = self.act(F.linear(x, weight_z))
+            x = F.linear(x, weight)
+        else:
+            z = None
+            x = self.in_proj(x)
+        x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = self.ssm(x.flatten(1, 2), scan_table(self.scan, height, width, x.device)).unflatten(1, (height, width))
+        x = self.out_norm(x)
+        if z is not None:
+            x = x * z
+        return self.proj_drop(self.out_proj(x))

@@ -1,0 +1,89 @@
+"""The state-space part of a mixer: parameters of all routes, and one scan over all of them."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import selective_scan
+from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
+
+
+def state_dtype(parameter: Tensor) -> Tensor:
+    """`parameter` in the dtype the scan keeps its state in: float32, or float64 for a float64 model."""
+    return parameter if parameter.dtype == torch.float64 else parameter.float()
+
+
+class SelectiveSSM(nn.Module):
+    """Selective state-space model over `routes` routes, each with its own parameters (Mamba, arXiv:2312.00752).
+
+    delta, B and C are projected from the unpermuted tokens, for all routes in one matrix product: a pointwise
+    projection commutes with reordering, so the order of each route is left to the scan.
+
+    Args:
+        dim: Channels d of the scanned tokens.
+        routes: Number of routes k; scan tables given to `forward` must have as many rows.
+        d_state: States N per channel.
+        dt_rank: Rank R of the step size's projection.
+        shared_input: All routes read the same tokens; else the input has a route axis.
+    """
+
+    def __init__(
+            self,
+            dim: int,
+            routes: int,
+            d_state: int,
+            dt_rank: int,
+            shared_input: bool = True,
+            device=None,
+            dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.routes = routes
+        self.shared_input = shared_input
+        self.splits = (dt_rank, d_state, d_state)
+        self.x_proj_weight = nn.Parameter(torch.empty(routes, sum(self.splits), dim, **dd))
+        self.dt_weight = nn.Parameter(torch.empty(routes, dim, dt_rank, **dd))
+        self.dt_bias = nn.Parameter(torch.empty(routes, dim, **dd))
+        self.A_log = nn.Parameter(torch.empty(routes, dim, d_state, **dd))
+        self.D = nn.Parameter(torch.empty(routes, dim, **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as Mamba does."""
+        init_projection_(self.x_proj_weight)
+        init_dt_weight_(self.dt_weight)
+        init_dt_bias_(self.dt_bias)
+        init_a_log_(self.A_log)
+        nn.init.ones_(self.D)
+
+    def forward(
+            self,
+            u: Tensor,
+            order: Tensor | None = None,
+            *,
+            num_tokens: int | None = None,
+            by_step: bool = False,
+            out: str = "sum",
+    ) -> Tensor:
+        """Scan the tokens.
+
+        Args:
+            u: (b, L, d), or (b, L, k, d) if the input is not shared; with `by_step` (b, T, k, d), stored by scan step.
+            order: Scan table (k, T), see `visionssm.ops.selective_scan`.
+            num_tokens: L, needed with `by_step`.
+            by_step: u is stored by scan step, not by token.
+            out: "sum" (b, L, d), "route" (b, L, k, d) or "step" (b, T, k, d).
+
+        Returns:
+            The output in the parameters' dtype, hence float32 under autocast: routes are summed in float32.
+        """
+        if self.shared_input:
+            projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.routes, sum(self.splits)))
+        else:
+            projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
+        delta, b, c = projected.split(self.splits, dim=-1)
+        index = "step" if by_step else "token"
+        return selective_scan(
+            u, delta, -torch.exp(state_dtype(self.A_log)), b, c, state_dtype(self.D), state_dtype(self.dt_bias),
+            dt_weight=self.dt_weight, order=order, num_tokens=num_tokens, u_index=index, index=index, out=out,
+            out_dtype=self.D.dtype)
