@@ -5,7 +5,8 @@ A family adds one module to this package with
 - `RECORDS`: patterns of the recorded cases (tests/data/goldens) it answers for;
 - `build(case)`: our model for a case, in evaluation mode, weights not filled;
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
-- `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, NCHW or as recorded;
+- `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, laid out as
+  recorded;
 - `OPERATORS` (optional): a dict from the name of a file in tests/data/ops to a function that takes its content and
   yields deviations;
 - `FAST` (optional): full-size cases that the fast tier runs;
@@ -21,7 +22,7 @@ import pkgutil
 import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -86,26 +87,26 @@ class Case:
         return [(name, tuple(shape)) for name, shape in keys]
 
 
-@lru_cache(maxsize=1)
+@cache
 def registered_names() -> dict[str, str]:
     """Recorded variant to the name of our model."""
     return json.loads((DATA / "names.json").read_text())
 
 
-@lru_cache(maxsize=None)
+@cache
 def keys_of(variant: str) -> dict:
     """Names, shapes and parameter count of a published variant."""
     return json.loads((DATA / "keys" / f"{variant}.json").read_text())
 
 
-@lru_cache(maxsize=1)
+@cache
 def families() -> dict[str, ModuleType]:
     """The modules of this package that stand for a family."""
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
     return {m.__name__.rsplit(".", 1)[-1]: m for m in modules if hasattr(m, "RECORDS")}
 
 
-@lru_cache(maxsize=1)
+@cache
 def cases() -> dict[str, Case]:
     """Every recorded run that a family answers for."""
     found = {}
@@ -116,7 +117,7 @@ def cases() -> dict[str, Case]:
     return found
 
 
-@lru_cache(maxsize=1)
+@cache
 def operators() -> dict[str, str]:
     """Every recorded operator that a family answers for -> the family."""
     return {name: family for family, module in families().items() for name in getattr(module, "OPERATORS", {})}

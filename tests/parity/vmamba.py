@@ -97,8 +97,8 @@ def _ss2d(record: dict) -> Iterator[Deviation]:
         nchw = case["layout"] == "NCHW"
         with torch.no_grad():
             y = mixer(x.permute(0, 2, 3, 1) if nchw else x)
-        yield compare_operator(
-            f"{config['forward_type']} {case['layout']}", y.permute(0, 3, 1, 2) if nchw else y, _recorded(case["output"]))
+            y = y.permute(0, 3, 1, 2) if nchw else y
+        yield compare_operator(f"{config['forward_type']} {case['layout']}", y, _recorded(case["output"]))
 
 
 def _patch_merging(record: dict) -> Iterator[Deviation]:

@@ -1,4 +1,4 @@
-"""Blocks that model families share; maps are (batch, height, width, channels), token lists (batch, tokens, channels)."""
+"""Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
 from .downsample import ConvDownsample, PatchMerging
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .ss2d import SS2D

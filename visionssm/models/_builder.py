@@ -13,8 +13,8 @@ class VisionModel(nn.Module):
 
     def __prepare_scriptable__(self):
         raise NotImplementedError(
-            f"{type(self).__name__} cannot be scripted: TorchScript knows no custom operators with Python kernels and is "
-            "deprecated by PyTorch; use torch.compile, torch.export or torch.fx")
+            f"{type(self).__name__} cannot be scripted: TorchScript is deprecated by PyTorch and knows no operators "
+            "with Python kernels; use torch.compile, torch.export or torch.fx")
 
 
 def build_model(

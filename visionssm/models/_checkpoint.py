@@ -153,7 +153,11 @@ def identify(state_dict: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module, source: Mapping[str, Any] | None = None) -> None:
+def check_state_dict(
+        state_dict: Mapping[str, Tensor],
+        model: nn.Module,
+        source: Mapping[str, Any] | None = None,
+) -> None:
     """Check that converted weights fill a model exactly, as far as timm will not adapt them.
 
     timm drops the classifier if the numbers of classes differ, and adapts the first convolution to another number of
