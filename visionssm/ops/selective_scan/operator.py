@@ -171,6 +171,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad, _):
+    if grad is None:
+        return (None,) * 16
     states, *tensors = ctx.saved_tensors
     grads = torch.ops.visionssm.selective_scan_backward(grad, states, *tensors, *ctx.rest, ctx.backend)
     needed = zip(grads, tensors, ctx.needs_input_grad, strict=False)
