@@ -1,4 +1,4 @@
 """Vision state-space models in one place: importing this package registers them with timm."""
-from . import models
+from .models import list_models
 
-__all__ = ["models"]
+__all__ = ["list_models"]

@@ -3,8 +3,11 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .._timm_compat import register_notrace_function
 from ..scans import num_routes, scan_table
 from .ssm import SelectiveSSM
+
+register_notrace_function(scan_table)  # fx shall record the call, not look into the tables
 
 
 class SS2D(nn.Module):

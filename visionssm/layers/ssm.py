@@ -3,10 +3,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._timm_compat import register_notrace_function
 from ..ops import selective_scan
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 
 
+@register_notrace_function  # fx cannot follow a decision on a dtype
 def state_dtype(parameter: Tensor) -> Tensor:
     """`parameter` in the dtype the scan keeps its state in: float32, or float64 for a float64 model."""
     return parameter if parameter.dtype == torch.float64 else parameter.float()

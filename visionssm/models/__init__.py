@@ -1,4 +1,6 @@
 """Model families; importing this package registers every variant with timm."""
+from ._checkpoint import CheckpointError, inert_stand_ins
+from ._listing import list_models
 from .vmamba import VMamba
 
-__all__ = ["VMamba"]
+__all__ = ["CheckpointError", "VMamba", "inert_stand_ins", "list_models"]
