@@ -1,0 +1,204 @@
+"""The backward scan: states recomputed turn by turn from the saved ones, then walked down."""
+import triton
+import triton.language as tl
+
+from .access import load_logits, load_rows, load_tokens
+from .mathematics import LN2, LOG2E, softplus2
+
+
+@triton.jit
+def advance(h, l, x, b, a):
+    """The state after one step, (BLOCK,) or (BLOCK, STATES)."""
+    if len(h.shape) == 1:
+        return tl.exp2(l * a) * h + l * x * (b * LN2)
+    else:
+        return tl.exp2(l[:, None] * a) * h + (l * x)[:, None] * (b * LN2)[None, :]
+
+
+@triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "rows"])
+def selective_scan_bwd_kernel(
+        grad, u, delta, weight, bias, A, B, C, D, order, states, scratch, ends, sums, entries,
+        du, dz, dA, dB, dC, dD, dbias,
+        grad_b, grad_s, grad_k, u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k,
+        C_b, C_s, C_k, D_k, routes, steps, segments, segment_steps, chunks, du_rows, rows,
+        CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
+        BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
+        U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr, DX_BY_STEP: tl.constexpr,
+        PADDED: tl.constexpr, LOG: tl.constexpr):
+    """Walk the turns of a segment from its last to its first.
+
+    Written per route: du (b, du_rows, K, CHANNELS), dz (b, rows, K, CHANNELS), the gradient of the raw step size;
+    per route and channel block: dB, dC (b, rows, K, blocks, N); per segment: dA, dD, dbias (b, K, segments, ...).
+    With `ends`, the first pass over a split sequence, only what a segment, begun from zero, hands to the one before.
+    `scratch` holds the states at the turns' starts within one chunk, where a chunk has several turns.
+    """
+    blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
+    pid = tl.program_id(0)
+    route = pid % routes
+    block = pid // routes % blocks
+    segment = pid // (routes * blocks) % segments
+    image = (pid // (routes * blocks) // segments).to(tl.int64)
+    channel = block * BLOCK + tl.arange(0, BLOCK)
+    mask = channel < CHANNELS
+    n = tl.arange(0, STATES)
+
+    grad += image * grad_b + route * grad_k
+    u += image * u_b + route * u_k
+    delta += image * delta_b + route * delta_k
+    B += image * B_b + route * B_k
+    if C is not None:
+        C += image * C_b + route * C_k
+    if order is not None:
+        order += route * steps
+    scan = image * routes + route
+    per_scan = scan * segments + segment
+
+    if N == 1:
+        a = tl.load(A + route * A_k + channel, mask=mask, other=0.0)
+        state_at = channel
+        state_mask = mask
+        n_at = 0
+        n_mask = True
+    else:
+        state_at = channel[:, None] * N + n[None, :]
+        n_at = n
+        n_mask = n < N
+        state_mask = mask[:, None] & n_mask[None, :]
+        a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
+    skip = 0.0
+    if D is not None:
+        skip = tl.load(D + route * D_k + channel, mask=mask, other=0.0)
+    bias2 = 0.0
+    if bias is not None:
+        bias2 = tl.load(bias + route * bias_k + channel, mask=mask, other=0.0) * LOG2E
+    w = 0.0
+    if RANK > 0:
+        r = tl.arange(0, RANKS)
+        w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
+                    mask=mask[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+
+    if entries is not None:
+        s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
+    else:
+        s = a * 0.0
+    total = tl.zeros((BLOCK, ), tl.float32)
+    a_sum = a * 0.0
+    d_sum = tl.zeros((BLOCK, ), tl.float32)
+    bias_sum = tl.zeros((BLOCK, ), tl.float32)
+    if CHUNK > TURN and ends is None:
+        scratch += pid.to(tl.int64) * (CHUNK // TURN) * BLOCK * STATES
+        if N == 1:
+            scratch_at = tl.arange(0, BLOCK)
+        else:
+            scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
+
+    first = segment * segment_steps
+    turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
+    for back in range(0, turns):
+        t0 = first + (turns - 1 - back) * TURN
+        tokens = load_tokens(order, t0, steps, TURN)
+        z = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens, t0, steps, RANK, RANKS, TURN, BY_STEP,
+                        PADDED)
+        dy = load_rows(grad, grad_s, channel, mask, tokens, t0, steps, GRAD_BY_STEP, PADDED)
+        if C is not None:
+            c = load_rows(C, C_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+        l = ()
+        for i in tl.static_range(TURN):
+            l = l + (tl.where(t0 + i < steps, softplus2(z[i], LOG), 0.0), )
+
+        if ends is not None:
+            for i in tl.static_range(TURN - 1, -1, -1):
+                if N > 1:
+                    s = tl.exp2(l[i][:, None] * a) * (s + dy[i][:, None] * c[i][None, :])
+                elif C is not None:
+                    s = tl.exp2(l[i] * a) * (s + dy[i] * c[i])
+                else:
+                    s = tl.exp2(l[i] * a) * (s + dy[i])
+                total += l[i]
+        else:
+            x = load_rows(u, u_s, channel, mask, tokens, t0, steps, U_BY_STEP, PADDED)
+            b = load_rows(B, B_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+            # the state before the turn
+            c0 = t0 // CHUNK * CHUNK
+            if CHUNK == TURN:
+                h = tl.load(states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at, mask=state_mask, other=0.0)
+            else:
+                if back == 0 or t0 - c0 == CHUNK - TURN:
+                    h = tl.load(states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at, mask=state_mask,
+                                other=0.0)
+                    for turn in range(0, (t0 - c0) // TURN):
+                        tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
+                        t1 = c0 + turn * TURN
+                        tokens1 = load_tokens(order, t1, steps, TURN)
+                        z1 = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens1, t1, steps, RANK, RANKS,
+                                         TURN, BY_STEP, PADDED)
+                        x1 = load_rows(u, u_s, channel, mask, tokens1, t1, steps, U_BY_STEP, PADDED)
+                        b1 = load_rows(B, B_s, n_at, n_mask, tokens1, t1, steps, BY_STEP, PADDED)
+                        for i in tl.static_range(TURN):
+                            h = advance(h, softplus2(z1[i], LOG), x1[i], b1[i], a)
+                    tl.store(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at, h)
+                    tl.debug_barrier()
+                h = tl.load(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at)
+
+            before = ()  # the state before each step
+            for i in tl.static_range(TURN):
+                before = before + (h, )
+                h = advance(h, l[i], x[i], b[i], a)
+
+            for i in tl.static_range(TURN - 1, -1, -1):
+                t = t0 + i
+                live = t < steps
+                known = live
+                if PADDED:
+                    known = live & (tokens[i] >= 0)
+                step_delta = l[i] * LN2
+                row = image * rows + (t if DX_BY_STEP else tokens[i])
+                part = ((row * routes + route) * blocks + block) * N + n_at
+                part_mask = n_mask & (live if BY_STEP else known)
+                if N == 1:
+                    decay = tl.exp2(l[i] * a)
+                    kept = decay * before[i]  # a h_prev
+                    if C is None:
+                        g = dy[i] + s
+                    else:
+                        g = dy[i] * c[i] + s
+                        h = kept + step_delta * x[i] * b[i]
+                        tl.store(dC + part, tl.sum(h * dy[i], 0), mask=part_mask)
+                    q = g * b[i]
+                    tl.store(dB + part, tl.sum(g * step_delta * x[i], 0), mask=part_mask)
+                    gk = g * kept
+                    ddelta = gk * a + x[i] * q
+                    a_sum += gk * step_delta
+                    s = decay * g
+                else:
+                    decay = tl.exp2(l[i][:, None] * a)
+                    kept = decay * before[i]
+                    g = dy[i][:, None] * c[i][None, :] + s
+                    h = kept + (step_delta * x[i])[:, None] * b[i][None, :]
+                    tl.store(dC + part, tl.sum(h * dy[i][:, None], 0), mask=part_mask)
+                    q = tl.sum(g * b[i][None, :], 1)
+                    tl.store(dB + part, tl.sum(g * (step_delta * x[i])[:, None], 0), mask=part_mask)
+                    gk = g * kept
+                    ddelta = tl.sum(gk * a, 1) + x[i] * q
+                    a_sum += gk * step_delta[:, None]
+                    s = decay * g
+                dx = step_delta * q
+                if D is not None:
+                    dx += skip * dy[i]
+                    d_sum += dy[i] * x[i]
+                row = image * du_rows + (t if DU_BY_STEP else tokens[i])
+                tl.store(du + (row * routes + route) * CHANNELS + channel, dx, mask=mask & (live if U_BY_STEP else known))
+                dzi = tl.where(live, ddelta * tl.exp2(z[i] - l[i]), 0.0)  # times sigmoid(z) = 2^z / (1 + 2^z)
+                bias_sum += dzi
+                row = image * rows + (t if DX_BY_STEP else tokens[i])
+                tl.store(dz + (row * routes + route) * CHANNELS + channel, dzi, mask=mask & (live if BY_STEP else known))
+
+    if ends is not None:
+        tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
+        tl.store(sums + per_scan * CHANNELS + channel, total, mask=mask)
+    else:
+        tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
+        if D is not None:
+            tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=mask)
+        if bias is not None:
+            tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=mask)

@@ -1,0 +1,62 @@
+"""Sizes of blocks, turns and segments, by rule: tuning at run time would break CUDA graphs and cost seconds per shape.
+
+The rules follow the instruction and register counts of compiled code (benchmarks/results/kernel_resources.md).
+"""
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+CHUNK_SINGLE = 16  # steps between two saved states with one state per channel: 4 / 16 bytes per element and route
+CHUNK_MULTI = 64  # with several: N / 16 bytes
+SEGMENT = 256  # a sequence is not split into segments shorter than this
+_WARPS_PER_SM = 6  # what the scan needs to hide the latency of its loads at half rate
+
+
+class Blocks(NamedTuple):
+    channels: int  # channels of one program
+    turn: int  # steps of one turn of its loop, unrolled
+    warps: int
+
+
+def chunk(states: int) -> int:
+    """Steps between two saved states."""
+    return CHUNK_SINGLE if states == 1 else CHUNK_MULTI
+
+
+def forward_blocks(channels: int, states: int) -> Blocks:
+    """Blocks of the forward scan for `channels` channels of `states` states (a power of two)."""
+    if states == 1:
+        return Blocks(_cut(channels, 128 if channels % 128 == 0 and channels >= 384 else 64), 16, 1)
+    return Blocks(_cut(channels, min(64, max(16, 1024 // states))), 8 if states <= 16 else 4, 1)
+
+
+def backward_blocks(channels: int, states: int) -> Blocks:
+    """Blocks of the backward scan; with several states a turn's states are kept in registers, so it is short."""
+    if states == 1:
+        return Blocks(_cut(channels, 64), 16, 1)
+    return Blocks(_cut(channels, min(64, max(16, 512 // states))), 4, 1)
+
+
+def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int:
+    """Parts to split a sequence into, so that the warps fill the device; 1 where they do, or where it is too short."""
+    have, want = programs * warps, _WARPS_PER_SM * multiprocessors
+    if 2 * have >= want:
+        return 1
+    return max(1, min(want // have, steps // SEGMENT))
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a device; 1 for the interpreter on a CPU, which has nothing to fill."""
+    return _cuda_multiprocessors(device.index) if device.type == "cuda" else 1
+
+
+@cache
+def _cuda_multiprocessors(index: int | None) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _cut(channels: int, block: int) -> int:
+    """`block`, or the power of two from 32 on that just holds fewer channels."""
+    power = 1 << (channels - 1).bit_length()
+    return min(block, max(min(block, 32), power))

@@ -1,0 +1,120 @@
+"""The forward scan: one program walks some channels of one route of one image."""
+import triton
+import triton.language as tl
+
+from .access import load_logits, load_rows, load_tokens
+from .mathematics import LN2, LOG2E, softplus2
+
+
+@triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks"])
+def selective_scan_fwd_kernel(
+        u, delta, weight, bias, A, B, C, D, order, out, states, ends, sums, entries,
+        u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k, C_b, C_s, C_k, D_k,
+        out_b, out_s, out_k, routes, steps, segments, segment_steps, chunks,
+        CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
+        BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr,
+        OUT_BY_STEP: tl.constexpr, PADDED: tl.constexpr, LOG: tl.constexpr):
+    """Scan TURN steps per turn, all loads of a turn before its first step.
+
+    With `ends` nothing is written but each segment's last state, begun from zero, and its sum of step sizes: the first
+    pass over a sequence split among programs. With `entries` a segment begins from the state found there. With
+    `states` the state before every CHUNK-th step is kept. STATES, RANKS: N and RANK up to a power of two.
+    """
+    blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
+    pid = tl.program_id(0)
+    route = pid % routes
+    block = pid // routes % blocks
+    segment = pid // (routes * blocks) % segments
+    image = (pid // (routes * blocks) // segments).to(tl.int64)
+    channel = block * BLOCK + tl.arange(0, BLOCK)
+    mask = channel < CHANNELS
+    n = tl.arange(0, STATES)
+
+    u += image * u_b + route * u_k
+    delta += image * delta_b + route * delta_k
+    B += image * B_b + route * B_k
+    if C is not None:
+        C += image * C_b + route * C_k
+    if order is not None:
+        order += route * steps
+    if out is not None:
+        out += image * out_b + route * out_k
+    scan = image * routes + route  # number of this sequence
+
+    if N == 1:
+        a = tl.load(A + route * A_k + channel, mask=mask, other=0.0)
+        state_at = channel
+        state_mask = mask
+        n_at = 0
+        n_mask = True
+    else:
+        state_at = channel[:, None] * N + n[None, :]
+        n_at = n
+        n_mask = n < N
+        state_mask = mask[:, None] & n_mask[None, :]
+        a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
+    skip = 0.0
+    if D is not None:
+        skip = tl.load(D + route * D_k + channel, mask=mask, other=0.0)
+    bias2 = 0.0
+    if bias is not None:
+        bias2 = tl.load(bias + route * bias_k + channel, mask=mask, other=0.0) * LOG2E
+    w = 0.0
+    if RANK > 0:
+        r = tl.arange(0, RANKS)
+        w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
+                    mask=mask[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+
+    per_scan = scan * segments + segment
+    if entries is not None:
+        h = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
+    else:
+        h = a * 0.0
+    total = tl.zeros((BLOCK, ), tl.float32)
+
+    first = segment * segment_steps
+    last = tl.minimum(first + segment_steps, steps)
+    for turn in range(0, tl.cdiv(last - first, TURN)):
+        t0 = first + turn * TURN
+        tokens = load_tokens(order, t0, steps, TURN)
+        z = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens, t0, steps, RANK, RANKS, TURN, BY_STEP,
+                        PADDED)
+        x = load_rows(u, u_s, channel, mask, tokens, t0, steps, U_BY_STEP, PADDED)
+        b = load_rows(B, B_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+        if C is not None and ends is None:
+            c = load_rows(C, C_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+        for i in tl.static_range(TURN):
+            t = t0 + i
+            live = t < steps
+            if states is not None:
+                if i % CHUNK == 0:
+                    if CHUNK <= TURN or t % CHUNK == 0:
+                        tl.store(states + (scan * chunks + t // CHUNK) * CHANNELS * N + state_at, h,
+                                 mask=state_mask & live)
+            l = tl.where(live, softplus2(z[i], LOG), 0.0)
+            if N == 1:
+                h = tl.exp2(l * a) * h + l * x[i] * (b[i] * LN2)
+            else:
+                h = tl.exp2(l[:, None] * a) * h + (l * x[i])[:, None] * (b[i] * LN2)[None, :]
+            if ends is not None:
+                total += l
+            else:
+                if C is None:
+                    y = h
+                elif N == 1:
+                    y = h * c[i]
+                else:
+                    y = tl.sum(h * c[i][None, :], 1)
+                if D is not None:
+                    y += skip * x[i]
+                row = t if OUT_BY_STEP else tokens[i]
+                if PADDED:
+                    seen = tokens[i] >= 0
+                    if OUT_BY_STEP:
+                        y = tl.where(seen, y, 0.0)
+                    else:
+                        live = live & seen
+                tl.store(out + row.to(tl.int64) * out_s + channel, y, mask=mask & live)
+    if ends is not None:
+        tl.store(ends + per_scan * CHANNELS * N + state_at, h, mask=state_mask)
+        tl.store(sums + per_scan * CHANNELS + channel, total, mask=mask)

@@ -1,0 +1,246 @@
+"""The host's side: strides, buffers, grids; same functions as the portable implementation."""
+import torch
+from torch import Tensor
+
+from ..contract import Scan
+from . import config
+from .backward import selective_scan_bwd_kernel
+from .forward import selective_scan_fwd_kernel
+from .merge import gather_sum_kernel, merge_routes_kernel
+from .split import join_segments_kernel
+from .tables import TableUse, Visits, table_use, table_visits
+
+
+def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output, (`scan.out_shape`), and if `save` the states before every chunk of steps for `backward`."""
+    with torch.cuda.device_of(scan.u):
+        return _forward(scan, save)
+
+
+def states_shape(scan: Scan) -> tuple[int, ...]:
+    """Shape of the states that `forward` saves: (b, K, chunks, d, N)."""
+    chunks = -(-scan.steps // config.chunk(scan.states))
+    return scan.batch, scan.routes, chunks, scan.channels, scan.states
+
+
+def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, delta_bias and dt_weight, each in its canonical shape; None where absent."""
+    with torch.cuda.device_of(scan.u):
+        return _backward(grad, states, scan)
+
+
+def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
+    b, K, L, T, d = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels
+    use = None if scan.order is None else table_use(scan.order, L)
+    u = _dense(scan.u)
+    gather = scan.out != "step" and use is not None and use.repeats
+    merge = scan.out == "sum" and K > 1 and not gather
+    dtype = scan.out_dtype
+    if gather or merge:  # float16 could overflow before the sum
+        dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    by_step = gather or scan.out == "step"
+    y = _buffer((b, T if by_step else L, K, d), by_step or use is None or use.full, u, dtype)
+    late_skip = (merge and scan.D is not None and (use is None or use.full) and not scan.u_by_step
+                 and u.stride(0) == L * u.stride(1))
+
+    states = u.new_empty(states_shape(scan), dtype=torch.float32) if save else None
+    arguments = _arguments(scan, u, use)
+    if late_skip:
+        arguments["D"] = None
+    blocks = config.forward_blocks(d, arguments["STATES"])
+    programs, segments, segment_steps = _grid(scan, blocks)
+    arguments |= dict(segments=segments, segment_steps=segment_steps, BLOCK=blocks.channels, TURN=blocks.turn,
+                      CHUNK=config.chunk(scan.states), chunks=states_shape(scan)[2], num_warps=blocks.warps,
+                      out_b=y.stride(0), out_s=y.stride(1), out_k=y.stride(2), OUT_BY_STEP=by_step)
+    entries = None
+    if segments > 1:
+        entries, sums = _ends(scan, segments)
+        selective_scan_fwd_kernel[(programs, )](out=None, states=None, ends=entries, sums=sums, entries=None, **arguments)
+        _join(entries, sums, scan, segments, reverse=False)
+    selective_scan_fwd_kernel[(programs, )](out=y, states=states, ends=None, sums=None, entries=entries, **arguments)
+
+    if gather:
+        out = _gather(y, table_visits(scan.order, L, scan.out == "sum"), scan.out_dtype).view(scan.out_shape)
+    elif merge:
+        out = _merge(y, scan.out_dtype, u if late_skip else None, scan.D if late_skip else None).squeeze(2)
+    else:
+        out = y.squeeze(2) if scan.out == "sum" else y
+    return out, states
+
+
+def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
+    b, K, L, T, d, n = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels, scan.states
+    use = None if scan.order is None else table_use(scan.order, L)
+    full, repeats = use is None or use.full, use is not None and use.repeats
+    u, grad = _dense(scan.u), _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
+    arguments = _arguments(scan, u, use)
+    blocks = config.backward_blocks(d, arguments["STATES"])
+    programs, segments, segment_steps = _grid(scan, blocks)
+    chunk, count = config.chunk(n), -(-d // blocks.channels)
+    du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
+    du_rows, rows = T if du_by_step else L, T if dx_by_step else L
+    arguments |= dict(
+        grad=grad, grad_b=grad.stride(0), grad_s=grad.stride(1), grad_k=_route_stride(grad, 2),
+        segments=segments, segment_steps=segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
+        BLOCK=blocks.channels, TURN=blocks.turn, CHUNK=chunk, num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step",
+        DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step)
+    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "dA", "dB", "dC", "dD", "dbias"))
+    entries = None
+    if segments > 1:
+        entries, sums = _ends(scan, segments)
+        selective_scan_bwd_kernel[(programs, )](ends=entries, sums=sums, entries=None, **nothing, **arguments)
+        _join(entries, sums, scan, segments, reverse=True)
+
+    def partial(*shape: int) -> Tensor:
+        return u.new_empty(shape, dtype=torch.float32)
+
+    scratch = None
+    if chunk > blocks.turn:
+        scratch = partial(programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
+    wide = _wide(scan.u.dtype)
+    du = _buffer((b, du_rows, K, d), full or du_by_step, u, wide)
+    dz = _buffer((b, rows, K, d), full or dx_by_step, u, wide)
+    dB = _buffer((b, rows, K, count, n), full or dx_by_step, u, torch.float32)
+    dC = None if scan.C is None else _buffer(dB.shape, full or dx_by_step, u, torch.float32)
+    dA = partial(b, K, segments, d, n)
+    dD = None if scan.D is None else partial(b, K, segments, d)
+    dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
+    selective_scan_bwd_kernel[(programs, )](
+        states=states, scratch=scratch, ends=None, sums=None, entries=entries, du=du, dz=dz, dA=dA, dB=dB, dC=dC, dD=dD,
+        dbias=dbias, **arguments)
+
+    def by_storage(x: Tensor, like: Tensor, stored_by_step: bool) -> Tensor:
+        """x (b, S, K, ...) as `like` is stored, (b, S, 1 or K, ...)."""
+        shared = like.shape[2] == 1
+        if repeats and not stored_by_step:
+            return _gather(x, table_visits(scan.order, L, shared), like.dtype).view(b, L, -1, *x.shape[3:])
+        return _merge(x, like.dtype) if shared and K > 1 else x.to(like.dtype)
+
+    def sum_blocks(x: Tensor) -> Tensor:
+        return x.sum(3) if count > 1 else x.squeeze(3)
+
+    ddelta, dweight = _low_rank(by_storage(dz, dz, scan.by_step), scan) if scan.dt_weight is not None else (
+        by_storage(dz, scan.delta, scan.by_step), None)
+    return (by_storage(du, scan.u, scan.u_by_step), ddelta, _sum_images(dA, scan.A),
+            by_storage(sum_blocks(dB), scan.B, scan.by_step),
+            None if dC is None else by_storage(sum_blocks(dC), scan.C, scan.by_step),
+            _sum_images(dD, scan.D), _sum_images(dbias, scan.delta_bias), dweight)
+
+
+# --- arguments and grids ------------------------------------------------------------------------------------------------
+
+def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
+    """The arguments that the forward and the backward kernel share."""
+    delta, B = _dense(scan.delta), _dense(scan.B)
+    C = None if scan.C is None else _dense(scan.C)
+    A, D, bias, weight = (None if t is None else t.contiguous() for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight))
+    rank = 0 if weight is None else weight.shape[2]
+    arguments = dict(
+        weight=weight, bias=bias, A=A, D=D, order=None if use is None else use.entries,
+        weight_k=_route_stride(weight), bias_k=_route_stride(bias), A_k=_route_stride(A), D_k=_route_stride(D),
+        routes=scan.routes, steps=scan.steps, CHANNELS=scan.channels, N=scan.states,
+        STATES=_power_of_two(scan.states), RANK=rank, RANKS=max(16, _power_of_two(rank)), U_BY_STEP=scan.u_by_step,
+        BY_STEP=scan.by_step, PADDED=use is not None and use.padded, LOG=_logarithm(scan))
+    for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C)):
+        strides = (0, 0, 0) if x is None else (x.stride(0), x.stride(1), _route_stride(x, 2))
+        arguments |= {name: x} | dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
+    return arguments
+
+
+def _logarithm(scan: Scan) -> str:
+    """How softplus takes its logarithm: accurately, unless the inputs are rough and the instruction matters."""
+    if scan.u.dtype == torch.float32 or scan.states > 1:
+        return "polynomial"
+    return "ptx" if scan.u.is_cuda and torch.version.hip is None else "log2"
+
+
+def _grid(scan: Scan, blocks: config.Blocks) -> tuple[int, int, int]:
+    """(programs, segments, steps of a segment)."""
+    programs = scan.batch * scan.routes * -(-scan.channels // blocks.channels)
+    segments = config.segments(programs, blocks.warps, scan.steps, config.multiprocessors(scan.u.device))
+    unit = max(blocks.turn, config.chunk(scan.states))
+    segment_steps = -(-scan.steps // (segments * unit)) * unit
+    segments = -(-scan.steps // segment_steps)
+    return programs * segments, segments, segment_steps
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x with neighbouring channels; a copy only where they are not."""
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def _route_stride(x: Tensor | None, axis: int = 0) -> int:
+    return 0 if x is None or x.shape[axis] == 1 else x.stride(axis)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length() if size > 0 else 1
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of results per route before they are summed; float16 could overflow."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def _buffer(shape: tuple[int, ...], all_written: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
+    return like.new_empty(shape, dtype=dtype) if all_written else like.new_zeros(shape, dtype=dtype)
+
+
+# --- the small kernels --------------------------------------------------------------------------------------------------
+
+def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
+    shape = scan.batch * scan.routes, segments, scan.channels
+    return tuple(scan.u.new_empty(s, dtype=torch.float32) for s in ((*shape, scan.states), shape))
+
+
+def _join(ends: Tensor, sums: Tensor, scan: Scan, segments: int, reverse: bool) -> None:
+    A, block = scan.A.contiguous(), 128
+    grid = ends.shape[0], -(-scan.channels * scan.states // block)
+    join_segments_kernel[grid](ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states, block,
+                               reverse, num_warps=1)
+
+
+def _merge(x: Tensor, dtype: torch.dtype, u: Tensor | None = None, D: Tensor | None = None) -> Tensor:
+    """x (b, L, K, c) summed over its routes, plus D u: (b, L, 1, c)."""
+    b, L, K, c = x.shape
+    out = x.new_empty((b, L, 1, c), dtype=dtype)
+    block = min(256, max(16, _power_of_two(c)))
+    rows = 1024 // block
+    D = None if D is None else D.contiguous()
+    u_s, u_k = (0, 0) if u is None else (u.stride(1), _route_stride(u, 2))
+    merge_routes_kernel[(-(-b * L // rows), -(-c // block))](
+        x, out, u, D, u_s, u_k, _route_stride(D), b * L, K, c, rows, block, u is None or u.shape[2] == 1, num_warps=4)
+    return out
+
+
+def _gather(x: Tensor, visits: Visits, dtype: torch.dtype) -> Tensor:
+    """x (b, T, K, c) summed over the steps that visit each bin: (b, bins, c)."""
+    b, T, K, c = x.shape
+    bins = visits.start.shape[0] - 1
+    out = x.new_empty((b, bins, c), dtype=dtype)
+    block = min(256, max(16, _power_of_two(c)))
+    gather_sum_kernel[(bins, b, -(-c // block))](x, out, visits.start, visits.index, T * K, bins, c, block, num_warps=1)
+    return out
+
+
+# --- gradients of parameters --------------------------------------------------------------------------------------------
+
+def _sum_images(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """partial (b, K, segments, ...) as `like`, (1 or K, ...)."""
+    return None if partial is None else partial.sum((0, 2) if like.shape[0] == partial.shape[1] else (0, 1, 2)).view_as(like)
+
+
+def _low_rank(dz: Tensor, scan: Scan) -> tuple[Tensor, Tensor]:
+    """Gradients of a low-rank delta and of its weight, from that of the raw step size, (b, S, K, d)."""
+    b, S, K, d = dz.shape
+    delta, weight = scan.delta, scan.dt_weight
+    R = delta.shape[3]
+    dz = dz.view(b * S, K, d).transpose(0, 1)
+    ddelta = torch.bmm(dz, weight.to(dz.dtype).expand(K, d, R)).transpose(0, 1).reshape(b, S, K, R)
+    rows = delta.to(dz.dtype).reshape(b * S, -1, R).transpose(0, 1).expand(K, b * S, R)
+    dweight = torch.bmm(dz.transpose(1, 2), rows)
+    if delta.shape[2] < K:
+        ddelta = ddelta.sum(2, keepdim=True)
+    if weight.shape[0] < K:
+        dweight = dweight.sum(0, keepdim=True)
+    return ddelta.to(delta.dtype).contiguous(), dweight.to(weight.dtype)

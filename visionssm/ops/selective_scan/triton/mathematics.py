@@ -1,0 +1,103 @@
+"""Device functions: logarithms to base two, softplus, tiles cut into rows and put together again.
+
+The kernels keep step sizes in units of ln 2: with l = log2(1 + e^z), delta = l ln 2 and the decay e^(delta A) = 2^(l A),
+so that every exponential is one instruction.
+"""
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def log2_approx(x, PTX: tl.constexpr):
+    """log2 of x >= 1, absolute error 2^-22 with PTX: one instruction, where `tl.log2` expands to some thirty."""
+    if PTX:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def log2_of_one_plus(t):
+    """log2(1 + t) for t in [0, 1], relative error 2e-7: t times a minimax polynomial of degree 7."""
+    q = t * -0.01231947261840105 + 0.06360789388418198
+    q = q * t - 0.1553518921136856
+    q = q * t + 0.2560097575187683
+    q = q * t - 0.35339483618736267
+    q = q * t + 0.48006370663642883
+    q = q * t - 0.7213100790977478
+    q = q * t + 1.4426947832107544
+    return q * t
+
+
+@triton.jit
+def softplus2(z, LOG: tl.constexpr):
+    """softplus in units of ln 2, log2(1 + 2^z), for z in units of ln 2.
+
+    LOG chooses the logarithm: "polynomial" keeps small values relatively exact, on the FMA pipe; "ptx" and "log2" are
+    shorter and lose relative accuracy below about 1e-3, where bfloat16 and float16 inputs have lost it before.
+    """
+    t = tl.exp2(-tl.abs(z))
+    if LOG == "polynomial":
+        return tl.maximum(z, 0.0) + log2_of_one_plus(t)
+    else:
+        return tl.maximum(z, 0.0) + log2_approx(1.0 + t, LOG == "ptx")
+
+
+@triton.jit
+def halves(x):
+    """The upper and the lower half of the rows of x."""
+    count: tl.constexpr = x.shape[0] // 2
+    return tl.split(tl.permute(tl.reshape(x, (2, count, x.shape[1])), (1, 2, 0)))
+
+
+@triton.jit
+def rows2(x):
+    a, b = halves(x)
+    return tl.reshape(a, (x.shape[1],)), tl.reshape(b, (x.shape[1],))
+
+
+@triton.jit
+def rows4(x):
+    a, b = halves(x)
+    return rows2(a) + rows2(b)
+
+
+@triton.jit
+def rows8(x):
+    a, b = halves(x)
+    return rows4(a) + rows4(b)
+
+
+@triton.jit
+def rows(x, COUNT: tl.constexpr):
+    """The first COUNT of the sixteen rows of x as a tuple; a tree of splits leaves each row in registers."""
+    a, b = halves(x)
+    if COUNT == 16:
+        return rows8(a) + rows8(b)
+    elif COUNT == 8:
+        return rows8(a)
+    else:
+        tl.static_assert(COUNT == 4, "turns have 4, 8 or 16 steps")
+        c, d = halves(a)
+        return rows4(c)
+
+
+@triton.jit
+def columns4(a, b, c, d):
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (a.shape[0], 4))
+
+
+@triton.jit
+def columns8(a, b, c, d, e, f, g, h):
+    return tl.reshape(tl.join(columns4(a, c, e, g), columns4(b, d, f, h)), (a.shape[0], 8))
+
+
+@triton.jit
+def columns16(x):
+    """A tile of sixteen columns out of a tuple of sixteen vectors."""
+    return tl.reshape(
+        tl.join(columns8(x[0], x[2], x[4], x[6], x[8], x[10], x[12], x[14]),
+                columns8(x[1], x[3], x[5], x[7], x[9], x[11], x[13], x[15])), (x[0].shape[0], 16))
