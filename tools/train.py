@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train an image classifier: tools/train.py -c configs/classification/....yaml --data-dir DIR --output DIR."""
+
+import sys
+
+from visionssm.engine.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

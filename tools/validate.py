@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Evaluate classifiers: tools/validate.py --data-dir DIR --checkpoint FILE, or --model NAME --pretrained."""
+
+import sys
+
+from visionssm.engine.validation import main
+
+if __name__ == "__main__":
+    sys.exit(main())

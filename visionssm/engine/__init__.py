@@ -1,0 +1,1 @@
+"""Classification training and evaluation: a thin layer over timm's tasks, data, optimizers and schedulers."""

@@ -1,0 +1,63 @@
+"""The folder of a run: what may be written there, and when."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from visionssm.engine.checkpoints import EXTENSION, run_checkpoints
+from visionssm.engine.errors import UserError
+from visionssm.engine.files import write_text
+
+KEPT_OUT_OF_ARGS = ("config", "overwrite")
+
+
+class RunFolder:
+    """Files of a run. An earlier run is replaced only when the new one has something to store.
+
+    Args:
+        args: Training options.
+
+    Raises:
+        UserError: The folder holds a run and neither ``--resume`` nor ``--overwrite`` is given, or cannot be made.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.path = Path(args.output) / args.experiment if args.experiment else Path(args.output)
+        self.args = args
+        self.claimed = False
+        if run_checkpoints(self.path) and not args.resume and not args.overwrite:
+            raise UserError(
+                f"{self.path} already holds a run; continue it with --resume auto, replace it with "
+                "--overwrite, or choose another --output"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run folder {self.path} cannot be made: {error.strerror}") from error
+
+    def claim(self, resumed: bool) -> None:
+        """Make the folder this run's: remove an earlier run's results unless resumed, and write ``args.yaml``."""
+        if self.claimed:
+            return
+        self.claimed = True
+        if not resumed:
+            for old in (
+                *run_checkpoints(self.path),
+                self.path / f"model_best{EXTENSION}",
+                self.path / "summary.csv",
+                self.path / "curve.png",
+            ):
+                old.unlink(missing_ok=True)
+        options = {name: value for name, value in sorted(vars(self.args).items()) if name not in KEPT_OUT_OF_ARGS}
+        write_text(self.path / "args.yaml", yaml.safe_dump(options))
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.csv"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.png"
