@@ -102,8 +102,9 @@ def keys_of(variant: str) -> dict:
 @cache
 def families() -> dict[str, ModuleType]:
     """The modules of this package that stand for a family."""
-    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
-    return {m.__name__.rsplit(".", 1)[-1]: m for m in modules if hasattr(m, "RECORDS")}
+    names = (m.name for m in pkgutil.iter_modules(__path__))
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in names
+            if name != "tolerances" and not name.startswith("test_")}
 
 
 @cache

@@ -1,0 +1,99 @@
+"""Time of whole models on a CPU, as ratios to a model of timm within one run.
+
+    python benchmarks/cpu_models.py [MODEL ...] [--against convnext_tiny ...] [--batch 1 8] [--threads 1]
+                                    [--repeats 15] [--output benchmarks/results/cpu_models.md]
+
+Inference at each model's published input size, random weights. Medians; models are called in turn, so that a disturbance
+of the machine hits all of them. Ratios are to the first model of `--against`; the last column divides by its cost too, so
+it tells how fast a multiply-add is.
+"""
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+
+import visionssm
+from visionssm.analysis.flops import count
+
+# the smallest published variant of every family that is registered
+SMALLEST = ("vmamba_tiny_s1l8", "vanilla_vmamba_tiny", "vim_tiny", "localvim_tiny", "localvmamba_tiny", "plainmamba_l1",
+            "groupmamba_tiny")
+AGAINST = ("convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mambaout_tiny")
+
+
+def time_in_turn(models: dict, inputs: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each model's forward pass."""
+    times = {name: [] for name in models}
+    with torch.inference_mode():
+        for i in range(repeats + 2):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(inputs[name])
+                if i > 1:  # the first calls fill caches
+                    times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def measure(names: list[str], batches: list[int], threads: list[int], repeats: int) -> list[str]:
+    """Rows of a Markdown table."""
+    models = {name: timm.create_model(name).eval() for name in names}
+    costs = {name: count(timm.create_model(name, device="meta"), get_pretrained_cfg(name).input_size) for name in names}
+    lines = ["| model | parameters | GMACs | threads | batch | ms per image | ratio | ratio per multiply-add |",
+             "|---|---|---|---|---|---|---|---|"]
+    for pinned in threads:
+        torch.set_num_threads(pinned)
+        for batch in batches:
+            inputs = {name: torch.randn(batch, *get_pretrained_cfg(name).input_size) for name in names}
+            times = time_in_turn(models, inputs, repeats)
+            base = names[0]
+            for name in names:
+                ratio = times[name] / times[base]
+                per_mac = ratio * costs[base].multiply_adds / costs[name].multiply_adds
+                lines.append(
+                    f"| {name} | {costs[name].parameters / 1e6:.1f}M | {costs[name].multiply_adds / 1e9:.2f} | {pinned} "
+                    f"| {batch} | {1e3 * times[name] / batch:.1f} | {ratio:.2f} | {per_mac:.2f} |")
+                print(lines[-1], flush=True)
+    return lines
+
+
+def write(path: Path, lines: list[str]) -> None:
+    """Write a table atomically, with what it was measured on."""
+    head = [
+        "# Models on a CPU", "",
+        f"Written by `python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}`".rstrip(" `") + "`"
+        f" on {date.today()}: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}.", "",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as file:
+        file.write("\n".join([*head, *lines, ""]))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    registered = visionssm.list_models()
+    parser.add_argument("models", nargs="*", default=[n for n in SMALLEST if n in registered])
+    parser.add_argument("--against", nargs="+", default=list(AGAINST), help="models of timm; ratios are to the first")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu_models.md"))
+    args = parser.parse_args(argv)
+    write(args.output, measure([*args.against, *args.models], args.batch, args.threads, args.repeats))
+    print(f"wrote {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Looking at models from outside: cost and pictures."""
