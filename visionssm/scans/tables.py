@@ -1,0 +1,212 @@
+"""Index tables of the scan orders, built once for each (name, size, device), and the tables derived from them.
+
+A mixer asks for its table in `forward`, with the height and width that it finds there. Compilers see a constant:
+`torch.compile` and `torch.export` store the table in the graph (of one height and width), `torch.fx` stores the call.
+"""
+import contextlib
+import functools
+import operator
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Proxy
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .registry import on_change, parse_scan
+
+# a table of 4 routes on a 200 x 334 map takes 1 MiB; a model of four stages needs four entries per image size
+_CACHE_SIZE = 128
+
+
+def scan_table(
+        name: str, height: int, width: int, device: torch.device | str | None = None, middle_token: bool = False,
+) -> Tensor:
+    """Table of a scan order on a map: the token that each route reads at each step.
+
+    The same tensor object is returned for the same arguments while it stays among the last 128 used; never write to it.
+    A route that is shorter than the longest ends in entries of -1.
+
+    Args:
+        name: Registered name; names are joined by `+`, and `_flip` after one reverses the steps of its routes.
+        height: Rows of the map.
+        width: Columns of the map.
+        device: Where the table lies; None is the CPU.
+        middle_token: Also visit a class token in the middle, see `insert_token`.
+
+    Returns:
+        int32 (routes, steps); entries are `row * width + column`, or -1 for a step that reads a zero token.
+
+    Raises:
+        TypeError: height or width is not a whole number, or the order's function returned something else than integers.
+        ValueError: the name is unknown, the size is empty, or the order's function returned a bad table.
+    """
+    if _is_traced(height, width, device):
+        return _leave_call(scan_table, name, height, width, device, middle_token)
+    return _scan_table(name, operator.index(height), operator.index(width), device, middle_token)
+
+
+def inverse_table(
+        name: str, height: int, width: int, device: torch.device | str | None = None, middle_token: bool = False,
+) -> Tensor:
+    """Inverse of `scan_table`: the step at which each route reads each token. Arguments and caching as there.
+
+    Returns:
+        int32 (routes, tokens); -1 where a route does not visit the token.
+
+    Raises:
+        TypeError: as `scan_table`.
+        ValueError: as `scan_table`, or a route visits a token more than once.
+    """
+    if _is_traced(height, width, device):
+        return _leave_call(inverse_table, name, height, width, device, middle_token)
+    return _inverse_table(name, operator.index(height), operator.index(width), device, middle_token)
+
+
+def direction_table(name: str, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """`direction_codes` of a scan order on a map. Arguments, caching and errors as for `scan_table`.
+
+    Returns:
+        int32 (routes, steps).
+    """
+    if _is_traced(height, width, device):
+        return _leave_call(direction_table, name, height, width, device)
+    return _direction_table(name, operator.index(height), operator.index(width), device)
+
+
+def insert_token(table: Tensor, num_tokens: int) -> Tensor:
+    """Add a class token that stands in the middle of `num_tokens` patch tokens to every route of a table.
+
+    With the class token there are L = num_tokens + 1 tokens; its index is (L - 1) // 2, and every route reads it at
+    that same step, also where padding makes the routes longer than L (LocalMamba's middle class token). On a reversed
+    raster of an odd number of patches this is not the reversed sequence of all L tokens: a model that reverses those
+    (Vision Mamba) asks for a map of 1 x L instead.
+
+    Args:
+        table: Integer (routes, steps) with at least num_tokens // 2 steps.
+        num_tokens: Number of patch tokens.
+
+    Returns:
+        (routes, steps + 1), of the same dtype.
+
+    Raises:
+        ValueError: the table has too few steps.
+    """
+    middle = num_tokens // 2
+    if table.ndim != 2 or table.shape[1] < middle:
+        raise ValueError(f"cannot insert a token at step {middle}: expected a table (routes, steps) with at least "
+                         f"{middle} steps, found shape {tuple(table.shape)}")
+    table = table + (table >= middle)
+    return torch.cat([table[:, :middle], torch.full_like(table[:, :1], middle), table[:, middle:]], dim=1)
+
+
+def direction_codes(table: Tensor, width: int) -> Tensor:
+    """Codes of the move that leads into each step: 1 right, 2 left, 3 up, 4 down; 0 at the start, after a jump, and
+    before or after a zero token (PlainMamba, arXiv:2403.17695, section 3.2).
+
+    Args:
+        table: Integer (routes, steps), see `scan_table`.
+        width: Columns of the map.
+
+    Returns:
+        int32 (routes, steps).
+    """
+    row, column = table.div(width, rounding_mode="floor"), table.remainder(width)
+    down, right = row.diff(dim=1), column.diff(dim=1)
+    codes = torch.zeros_like(table, dtype=torch.int32)
+    step = codes[:, 1:]
+    step[(down == 0) & (right == 1)] = 1
+    step[(down == 0) & (right == -1)] = 2
+    step[(down == -1) & (right == 0)] = 3
+    step[(down == 1) & (right == 0)] = 4
+    step[(table[:, 1:] < 0) | (table[:, :-1] < 0)] = 0
+    return codes
+
+
+def _is_traced(*values) -> bool:
+    return any(isinstance(value, Proxy) for value in values)
+
+
+def _leave_call(fn: Callable[..., Tensor], *args) -> Proxy:
+    """Keep the call in the graph that torch.fx is tracing: the table depends on the size at run time."""
+    tracer = next(arg.tracer for arg in args if isinstance(arg, Proxy))
+    return tracer.create_proxy("call_function", fn, args, {})
+
+
+def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Cache a function that builds a table, and let compilers take its result as a constant of the graph."""
+    cached = functools.lru_cache(_CACHE_SIZE)(build)
+    on_change(cached.cache_clear)
+
+    def table(name: str, height: int, width: int, device: torch.device | str | None, *args) -> Tensor:
+        return cached(name, height, width, torch.device("cpu" if device is None else device), *args)
+
+    table.__name__ = build.__name__
+    table.cache_info = cached.cache_info
+    return torch.compiler.assume_constant_result(table)
+
+
+@contextlib.contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """Make ordinary CPU tensors whatever the caller does: they outlive fake and inference modes, and meta devices."""
+    with torch.device("cpu"), torch.inference_mode(False), _disable_current_modes():
+        yield
+
+
+def _place(table: Tensor, device: torch.device) -> Tensor:
+    return table.to(device=device, dtype=torch.int32).contiguous()
+
+
+@_cached_constant
+def _scan_table(name: str, height: int, width: int, device: torch.device, middle_token: bool) -> Tensor:
+    if height < 1 or width < 1:
+        raise ValueError(f"scan order {name!r} needs a map of at least 1 x 1, found {height} x {width}")
+    with _plain_tensors():
+        parts = []
+        for part in parse_scan(name):
+            table = part.build(height, width)
+            _check_table(table, part.routes, name, height, width)
+            parts.append(table.flip(1) if part.flip else table)
+        steps = max(table.shape[1] for table in parts)
+        table = torch.cat([F.pad(table, (0, steps - table.shape[1]), value=-1) for table in parts])
+        if middle_token:
+            table = insert_token(table, height * width)
+        return _place(table, device)
+
+
+@_cached_constant
+def _inverse_table(name: str, height: int, width: int, device: torch.device, middle_token: bool) -> Tensor:
+    with _plain_tensors():
+        table = _scan_table(name, height, width, None, middle_token).long()
+        routes, steps = table.shape
+        num_tokens = height * width + middle_token
+        # steps that read a zero token write to one extra column, which is cut off
+        column = torch.where(table < 0, num_tokens, table)
+        visits = torch.zeros(routes, num_tokens + 1, dtype=torch.int64)
+        visits.scatter_add_(1, column, torch.ones_like(column))
+        if visits[:, :num_tokens].max() > 1:
+            route, token = (int(v) for v in (visits[:, :num_tokens] > 1).nonzero()[0])
+            raise ValueError(f"scan order {name!r} has no inverse on {height} x {width}: route {route} visits token "
+                             f"{token} more than once")
+        inverse = torch.full((routes, num_tokens + 1), -1)
+        inverse.scatter_(1, column, torch.arange(steps).expand(routes, -1))
+        return _place(inverse[:, :num_tokens], device)
+
+
+@_cached_constant
+def _direction_table(name: str, height: int, width: int, device: torch.device) -> Tensor:
+    with _plain_tensors():
+        return _place(direction_codes(_scan_table(name, height, width, None, False), width), device)
+
+
+def _check_table(table: Tensor, routes: int, name: str, height: int, width: int) -> None:
+    where = f"the function of scan order {name!r} returned, for {height} x {width},"
+    if not isinstance(table, Tensor) or table.is_floating_point() or table.is_complex() or table.dtype == torch.bool:
+        found = f"a tensor of {table.dtype}" if isinstance(table, Tensor) else f"{type(table).__name__}"
+        raise TypeError(f"{where} {found}; expected a tensor of integers (routes, steps)")
+    if table.ndim != 2 or table.shape[0] != routes or table.shape[1] == 0:
+        raise ValueError(f"{where} shape {tuple(table.shape)}; expected (routes, steps) = ({routes}, at least 1)")
+    low, high = (int(v) for v in table.aminmax())
+    if low < -1 or high >= height * width:
+        raise ValueError(f"{where} entries from {low} to {high}; they must lie in [-1, {height * width - 1}]")
