@@ -37,8 +37,8 @@ sys.path.insert(0, str(DATA))
 from reference_weights import fill, reference_input, sample  # noqa: E402
 
 __all__ = [
-    "DATA", "Case", "Deviation", "cases", "compare", "compare_operator", "families", "fill", "fill_state_dict",
-    "keys_of", "operators", "reference_input", "registered_names", "sample",
+    "DATA", "Case", "Deviation", "cases", "compare", "compare_operator", "compare_summary", "families", "fill",
+    "fill_state_dict", "keys_of", "operators", "reference_input", "registered_names", "sample",
 ]
 
 
@@ -170,7 +170,7 @@ def compare(case: Case) -> Iterator[Deviation]:
         expected = np.array(record["logits"]).reshape(record["logits_shape"])
         yield compare_operator("logits", outputs["logits"], expected, loose or tolerances.LOGITS)
     for stage in record.get("stages", ()):
-        yield _compare_summary(stage["name"], outputs[stage["name"]], stage, loose or tolerances.STAGES)
+        yield compare_summary(stage["name"], outputs[stage["name"]], stage, loose or tolerances.STAGES)
     if with_grads:
         logits = outputs["logits"]
         loss = (logits * torch.from_numpy(reference_input(tuple(logits.shape), seed=7))).sum()
@@ -203,7 +203,8 @@ def compare_operator(what: str, ours: Tensor, expected, tolerance: float = toler
     return Deviation(what, float(np.abs(ours - expected).max()), tolerance * max(1.0, float(expected.std())))
 
 
-def _compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float) -> Deviation:
+def compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float = tolerances.STAGES) -> Deviation:
+    """Compare a tensor with the recorded sample of its values, their mean and standard deviation."""
     ours = ours.detach().cpu().double().numpy()
     if list(ours.shape) != recorded["shape"]:
         raise AssertionError(f"{what}: shape {list(ours.shape)}, recorded {recorded['shape']}")

@@ -3,11 +3,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-from .._timm_compat import register_notrace_function
 from ..scans import num_routes, scan_table
 from .ssm import SelectiveSSM
-
-register_notrace_function(scan_table)  # fx shall record the call, not look into the tables
 
 
 class SS2D(nn.Module):
@@ -63,8 +60,12 @@ class SS2D(nn.Module):
             z = None
             x = self.in_proj(x)
         x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = self.ssm(x.flatten(1, 2), scan_table(self.scan, height, width, x.device)).unflatten(1, (height, width))
+        x = self._scan(x.flatten(1, 2), scan_table(self.scan, height, width, x.device)).unflatten(1, (height, width))
         x = self.out_norm(x)
         if z is not None:
             x = x * z
         return self.proj_drop(self.out_proj(x))
+
+    def _scan(self, x: Tensor, order: Tensor) -> Tensor:
+        """Scan tokens (b, L, d) along the routes and merge them."""
+        return self.ssm(x, order)

@@ -1,6 +1,7 @@
 """Model families; importing this package registers every variant with timm."""
 from ._checkpoint import CheckpointError, inert_stand_ins
 from ._listing import list_models
+from .localmamba import LocalVMamba
 from .vmamba import VMamba
 
-__all__ = ["CheckpointError", "VMamba", "inert_stand_ins", "list_models"]
+__all__ = ["CheckpointError", "LocalVMamba", "VMamba", "inert_stand_ins", "list_models"]
