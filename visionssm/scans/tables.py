@@ -6,6 +6,7 @@ A mixer asks for its table in `forward`, with the height and width that it finds
 import contextlib
 import functools
 import operator
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -140,10 +141,14 @@ def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     on_change(cached.cache_clear)
 
     def table(name: str, height: int, width: int, device: torch.device | str | None, *args) -> Tensor:
-        return cached(name, height, width, torch.device("cpu" if device is None else device), *args)
+        result = cached(name, height, width, torch.device("cpu" if device is None else device), *args)
+        if "torch._dynamo" in sys.modules:
+            # else a model that asks for tables of several sizes in one line of code gets them with symbolic sizes
+            sys.modules["torch._dynamo"].mark_static(result)
+        return result
 
     table.__name__ = build.__name__
-    table.cache_info = cached.cache_info
+    table.cache_info, table.cache_clear = cached.cache_info, cached.cache_clear
     return torch.compiler.assume_constant_result(table)
 
 
