@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from visionssm.ops import available_backends, selective_scan
 from visionssm.ops.selective_scan import portable
 from visionssm.ops.selective_scan.contract import canonical
+from visionssm.ops.selective_scan.doubling import selective_scan_doubling
+from visionssm.ops.selective_scan.reference import selective_scan_reference
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight")
@@ -94,6 +96,15 @@ def test_portable_equals_reference_in_low_precision(case, dtype):
     args, options = make_inputs(**case, dtype=dtype)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     assert_close(run(args, options, "portable"), run(args, options, "reference"), tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases)
+def test_exporters_program_equals_reference(case):
+    args, options = make_inputs(**case)
+    scan = canonical(*(args[n] for n in NAMES), *(options[n] for n in ("order", "num_tokens", "u_index", "index", "out")),
+                     None)
+    torch.testing.assert_close(selective_scan_doubling(scan), selective_scan_reference(scan), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["raster", "permutation", "padded"])

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import portable
 from .contract import Scan, canonical
+from .doubling import selective_scan_doubling
 from .reference import selective_scan_reference
 
 _logger = logging.getLogger(__name__)
@@ -84,8 +85,6 @@ def selective_scan(
         if order is not None and not torch.compiler.is_compiling():
             portable.check_table(order, scan.num_tokens)
         return selective_scan_reference(scan)
-    if torch.onnx.is_in_onnx_export():
-        return portable.forward(scan)[0]  # ONNX knows no custom operator: give it the plain tensor program
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan[:8])
     return torch.ops.visionssm.selective_scan(*scan, backend, save)[0]
 
@@ -184,3 +183,10 @@ _library.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("visionssm::selective_scan", _forward_fake, lib=_library)
 torch.library.register_fake("visionssm::selective_scan_backward", _backward_fake, lib=_library)
 torch.library.register_autograd("visionssm::selective_scan", _autograd, setup_context=_setup_context, lib=_library)
+
+
+@torch._decomp.register_decomposition(torch.ops.visionssm.selective_scan.default)
+def _decompose(*args):
+    """What the ONNX exporter puts in the place of the operator."""
+    scan = Scan(*args[:14])
+    return selective_scan_doubling(scan), scan.u.new_empty(0)
