@@ -1,0 +1,29 @@
+"""The residual stream of plain models: kept in float32, whatever the blocks compute in."""
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .ssm import state_dtype
+
+
+class StreamBlock(nn.Module):
+    """x + drop_path(mixer(norm(x))).
+
+    Plain Mamba models write this as a pair of streams, where a block adds its predecessor's output (with drop path)
+    before its norm; the stream here is the sum of the two after each block.
+
+    Args:
+        norm: Norm of the mixer's input.
+        mixer: Called as mixer(x, height, width).
+        drop_path: Rate of stochastic depth.
+    """
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module, drop_path: float = 0.0):
+        super().__init__()
+        self.norm = norm
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Mix the tokens (b, L, d) of a map of height x width; float32 in and out (float64 for a float64 model)."""
+        hidden = self.mixer(self.norm(x.to(self.norm.weight.dtype)), height, width)
+        return x + self.drop_path(state_dtype(hidden))

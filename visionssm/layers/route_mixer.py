@@ -1,0 +1,84 @@
+"""Mamba's mixer with a causal convolution and a scan of its own for every route (Vision Mamba, arXiv:2401.09417)."""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import causal_conv1d
+from ..scans import num_routes, scan_table
+from .ssm import SelectiveSSM
+
+
+class RouteMixer(nn.Module):
+    """Projection; causal convolution and scan along each route; gate; merge; projection.
+
+    Args:
+        dim: Channels d of the tokens.
+        scan: Name of the scan order.
+        d_state: States per channel.
+        d_conv: Taps of the convolution.
+        expand: Channels of the scan over channels of the tokens.
+        with_middle_token: There is a class token in the middle of the tokens; every route reads it at that same step.
+        average: Merge the routes by their mean, not their sum.
+        proj_drop: Dropout after the output projection.
+    """
+
+    def __init__(
+            self,
+            dim: int,
+            scan: str,
+            d_state: int = 16,
+            d_conv: int = 4,
+            expand: int = 2,
+            with_middle_token: bool = False,
+            average: bool = False,
+            proj_drop: float = 0.0,
+            device=None,
+            dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.scan = scan
+        self.with_middle_token = with_middle_token
+        self.average = average
+        dim_inner, routes = expand * dim, num_routes(scan)
+        self.in_proj = nn.Linear(dim, 2 * dim_inner, bias=False, **dd)
+        self.conv_weight = nn.Parameter(torch.empty(routes, dim_inner, d_conv, **dd))
+        self.conv_bias = nn.Parameter(torch.empty(routes, dim_inner, **dd))
+        self.ssm = SelectiveSSM(dim_inner, routes, d_state, math.ceil(dim / 16), shared_input=False, **dd)
+        self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the convolutions as PyTorch does; the other parts initialise themselves."""
+        bound = self.conv_weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.uniform_(self.conv_bias, -bound, bound)
+
+    def order(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Scan table (routes, steps) of a map, class token included."""
+        return scan_table(self.scan, height, width, device, self.with_middle_token)
+
+    def merge(self, u: Tensor, gate: Tensor, order: Tensor) -> Tensor:
+        """Scan, gate and merge the routes.
+
+        Args:
+            u: Input of the scan by step (b, T, routes, channels).
+            gate: Gate by token (b, L, channels).
+            order: Scan table (routes, T).
+
+        Returns:
+            (b, L, channels).
+        """
+        # every route has the same gate, so the merged routes are gated once
+        y = self.ssm(u, order, num_tokens=gate.shape[1], by_step=True) * gate
+        return y / self.ssm.routes if self.average else y
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Mix the tokens (b, L, d) of a map of height x width."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        order = self.order(height, width, x.device)
+        u = F.silu(causal_conv1d(u, self.conv_weight, self.conv_bias, order))
+        return self.proj_drop(self.out_proj(self.merge(u, F.silu(z), order)))
