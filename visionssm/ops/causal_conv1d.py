@@ -60,7 +60,7 @@ def _gather(x: Tensor, order: Tensor) -> Tensor:
         raise ValueError(f"order must be (routes, steps), got shape {tuple(order.shape)}")
     if order.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"order must be int32 or int64, got {order.dtype}")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or order.is_meta:
         padded = True  # a traced program cannot look at the table
     else:
         padded = check_table(order, x.shape[1]).padded
