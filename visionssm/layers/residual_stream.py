@@ -23,7 +23,14 @@ class StreamBlock(nn.Module):
         self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Mix the tokens (b, L, d) of a map of height x width; float32 in and out (float64 for a float64 model)."""
-        hidden = self.mixer(self.norm(x.to(self.norm.weight.dtype)), height, width)
-        return x + self.drop_path(state_dtype(hidden))
+    def forward(
+            self, x: Tensor, height: int, width: int, with_hidden: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Mix the tokens (b, L, d) of a map of height x width; float32 in and out (float64 for a float64 model).
+
+        Returns:
+            The stream after the block; with `with_hidden`, also the mixer's output before drop path.
+        """
+        hidden = state_dtype(self.mixer(self.norm(x.to(self.norm.weight.dtype)), height, width))
+        x = x + self.drop_path(hidden)
+        return (x, hidden) if with_hidden else x

@@ -17,11 +17,13 @@ class PlainModel(VisionModel):
     """Patch embedding, position embedding, blocks on a float32 residual stream, norm, classifier.
 
     A subclass makes `patch_embed` (`visionssm.layers.PatchEmbed`), `cls_token` (1, 1, d) or None, `pos_embed`
-    (1, tokens, d), `blocks` (called as block(x, height, width)), `norm`, `head_drop`, `head`, `grid_size`, `img_size`,
-    `global_pool`, `num_classes`, `num_features`, `head_hidden_size`, `in_chans` and `feature_info`.
+    (1, tokens, d), `blocks` (`visionssm.layers.StreamBlock`), `norm`, `head_drop`, `head`, `grid_size`, `img_size`,
+    `global_pool`, `num_classes`, `num_features`, `head_hidden_size`, `in_chans` and `feature_info`. Intermediates are
+    the stream after a block, or what the block adds to it if it sets `feature_stream` to False.
     """
 
     output_fmt = "NLC"
+    feature_stream = True
     grad_checkpointing = False
 
     def check_pool(self, global_pool: str) -> None:
@@ -50,13 +52,14 @@ class PlainModel(VisionModel):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, keeping device and dtype; 0 classes remove it, a pool of "" pools nothing."""
+        """Replace the classifier, keeping device, dtype and mode; 0 classes remove it, a pool of "" pools nothing."""
         if global_pool is not None:
             self.check_pool(global_pool)
             self.global_pool = global_pool
         self.num_classes = num_classes
         dd = get_device_dtype(self)
-        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = head.train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resample the position embedding for good, for images of another size."""
@@ -68,21 +71,26 @@ class PlainModel(VisionModel):
         self.grid_size = grid
         update_model_input_size(self, self.img_size)
 
-    def embed(self, x: Tensor) -> tuple[Tensor, int, int]:
-        """Images (b, c, h, w) to the first state of the stream (b, L, d), and rows and columns of the map."""
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple]:
+        """Images (b, c, h, w) to the first state of the stream (b, L, d), and to what `run_block` is given beside it.
+
+        That is rows and columns of the map, and whatever else a subclass computes once for all blocks.
+        """
         x = self.patch_embed(x)
         height, width = x.shape[1], x.shape[2]
         x = x.flatten(1, 2)
         if self.cls_token is not None:
             x = insert_middle_token(x, self.cls_token)
         pos_embed = resample_pos_embed(self.pos_embed, self.grid_size, (height, width), self.cls_token is not None)
-        return state_dtype(x) + pos_embed, height, width
+        return state_dtype(x) + pos_embed, (height, width)
 
-    def run_block(self, block: nn.Module, x: Tensor, height: int, width: int) -> Tensor:
-        """One block on the stream (b, L, d)."""
+    def run_block(
+            self, block: nn.Module, x: Tensor, where: tuple, with_hidden: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         if self.grad_checkpointing:
-            return checkpoint(block, x, height, width)
-        return block(x, height, width)
+            return checkpoint(block, x, *where[:2], with_hidden)
+        return block(x, *where[:2], with_hidden)
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm, in the model's dtype."""
@@ -110,21 +118,26 @@ class PlainModel(VisionModel):
             intermediates_only: Return the intermediates only.
 
         Returns:
-            What `forward_features` returns, and the streams after the blocks without the class token; or the latter.
+            What `forward_features` returns, and the streams after the blocks (or what the blocks add to them, see
+            `feature_stream`) without the class token; or the latter.
+
+        Raises:
+            ValueError: another output format.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
-        x, height, width = self.embed(x)
+        x, where = self.embed(x)
         for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
-            x = self.run_block(block, x, height, width)
+            x, hidden = self.run_block(block, x, where, with_hidden=True)
             if i not in take_indices:
                 continue
-            y = self.finish(x) if norm else x.to(self.pos_embed.dtype)
+            y = x if self.feature_stream else hidden
+            y = self.finish(y) if norm else y.to(self.pos_embed.dtype)
             patches = y if self.cls_token is None else remove_middle_token(y)
             if output_fmt == "NCHW":
-                patches = patches.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+                patches = patches.unflatten(1, where[:2]).permute(0, 3, 1, 2).contiguous()
             if return_prefix_tokens:
                 prefix = y[:, :0] if self.cls_token is None else middle_token(y).unsqueeze(1)
                 patches = patches, prefix
@@ -150,9 +163,9 @@ class PlainModel(VisionModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) to the normalised tokens (b, L, d)."""
-        x, height, width = self.embed(x)
+        x, where = self.embed(x)
         for block in self.blocks:
-            x = self.run_block(block, x, height, width)
+            x = self.run_block(block, x, where)
         return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:
