@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -21,6 +22,7 @@ from timm.utils.checkpoint_saver import load_checkpoint_metadata
 from visionssm.engine.errors import UserError
 from visionssm.engine.files import sync_folder, write_atomically
 from visionssm.engine.tasks import RUN_STATE
+from visionssm.models._checkpoint import inert_stand_ins
 
 EXTENSION = ".pth.tar"
 
@@ -158,13 +160,11 @@ def read_checkpoint(path: str | os.PathLike, metadata_only: bool = False) -> dic
         if metadata_only:
             checkpoint = load_checkpoint_metadata(str(path))
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = _read_torch_file(path)
     except SafetensorError as error:
         raise UserError(f"checkpoint {path} is damaged or not a safetensors file: {error}") from error
     except Exception as error:  # torch raises pickle, zip, runtime and EOF errors for damaged files
-        message = str(error)
-        if "weights_only" in message and "global" in message.lower():
+        if "weights_only" in str(error) and "global" in str(error).lower():
             raise UserError(
                 f"checkpoint {path} holds objects other than tensors and plain values, which are not "
                 "loaded because that could run code"
@@ -176,6 +176,16 @@ def read_checkpoint(path: str | os.PathLike, metadata_only: bool = False) -> dic
     if not isinstance(checkpoint, dict):
         raise UserError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary of weights")
     return checkpoint
+
+
+def _read_torch_file(path: Path) -> Any:
+    options = {"map_location": "cpu", "weights_only": True}
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, **options)
+    except pickle.UnpicklingError:
+        with inert_stand_ins():  # authors pickle their configuration beside the weights
+            return torch.load(path, **options)
 
 
 def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ def load_classifier(
     Raises:
         UserError: There is no such model, the file is damaged or of another model.
     """
-    content = read_checkpoint(checkpoint, metadata_only=True) if checkpoint else {}
+    content = read_checkpoint(checkpoint) if checkpoint else {}
     stored = content.get("args")
     stored = vars(stored) if isinstance(stored, argparse.Namespace) else {}
     found = stored.get("model") or content.get("arch")

@@ -9,6 +9,8 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,26 @@ from visionssm.engine.files import write_text
 _logger = logging.getLogger(__name__)
 
 
-def setup_logging(primary: bool = True, file: Path | None = None) -> None:
-    """Send log lines to standard output, through tqdm so that a progress bar stays whole, and to a file."""
+def setup_logging(primary: bool = True) -> None:
+    """Send log lines to standard output, through tqdm so that a progress bar stays whole."""
     root = logging.getLogger()
     root.setLevel(logging.INFO if primary else logging.WARNING)
     logging.getLogger("timm").setLevel(logging.WARNING)
-    if not root.handlers:
+    if not any(isinstance(handler, _TqdmHandler) for handler in root.handlers):
         root.addHandler(_TqdmHandler())
-    if file is not None and primary:
-        handler = logging.FileHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        root.addHandler(handler)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append log lines with their time to a file."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class _TqdmHandler(logging.Handler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from visionssm.engine.datasets import check_same_classes, class_names
 from visionssm.engine.errors import UserError
 from visionssm.engine.loaders import create_eval_loader, create_train_loader, open_split
 from visionssm.engine.randomness import seed_everything
-from visionssm.engine.reporting import setup_logging
+from visionssm.engine.reporting import log_file, setup_logging
 from visionssm.engine.run_folder import RunFolder
 from visionssm.engine.stopping import Interrupted, StopRequest
 from visionssm.engine.tasks import create_task
@@ -59,17 +60,8 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
     device, world = distributed.start(args.device, args.dist_backend, args.dist_timeout)
     setup_logging(world.primary)
     trainer = build_trainer(args, device, world)
-    setup_logging(world.primary, trainer.folder.path / "train.log")
-    result = trainer.fit(stop)
-    if "best" in result:
-        _logger.info(
-            "best %s %.4g in epoch %d; %s",
-            args.eval_metric,
-            result["best"],
-            result["best_epoch"] + 1,
-            trainer.folder.path,
-        )
-    return result
+    with log_file(trainer.folder.path / "train.log") if world.primary else nullcontext():
+        return trainer.fit(stop)
 
 
 def build_trainer(args: argparse.Namespace, device: torch.device, world: distributed.World) -> Trainer:
@@ -124,6 +116,15 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: distrib
             device=torch.device("cpu") if args.model_ema_force_cpu else None,
         )
 
+    updates_per_epoch = -(-len(train_loader) // args.grad_accum_steps)
+    try:
+        scheduler, epochs = create_scheduler_v2(
+            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
+        )
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"learning rate schedule {args.sched!r}: {error}") from error
+
+    # After the scheduler, which sets initial learning rates, so that the checkpoint's rates stand.
     checkpoint, path = read_resumed(args, folder)
     if checkpoint is not None:
         fresh = args.no_resume_opt
@@ -136,13 +137,6 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: distrib
             device_ids=[world.local_rank] if device.type == "cuda" else None, broadcast_buffers=not args.no_ddp_bb
         )
 
-    updates_per_epoch = -(-len(train_loader) // args.grad_accum_steps)
-    try:
-        scheduler, epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
-        )
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"learning rate schedule {args.sched!r}: {error}") from error
     trainer = Trainer(
         args,
         task=task,

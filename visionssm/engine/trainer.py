@@ -162,6 +162,13 @@ class Trainer:
             result = self._run_epoch(stop)
         if self.saver is not None and self.saver.best_metric is not None:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
+            _logger.info(
+                "best %s %.4g in epoch %d; results in %s",
+                self.args.eval_metric,
+                self.saver.best_metric,
+                self.saver.best_epoch + 1,
+                self.folder.path,
+            )
         return result
 
     def _run_epoch(self, stop: StopRequest) -> dict[str, float]:

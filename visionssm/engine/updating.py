@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -93,15 +94,15 @@ class Updater:
         """Name the parameter group with the largest norm and the largest parameter in it."""
         names = {id(p): name for name, p in self.task.get_trainable_module().named_parameters()}
         norms = [
-            (float(torch.nn.utils.get_total_norm(group["params"])), index, group)
+            (size(torch.nn.utils.get_total_norm(group["params"])), index, group)
             for index, group in enumerate(self.optimizer.param_groups)
         ]
         norm, index, group = max(norms, key=lambda entry: entry[0])
-        largest = max(group["params"], key=lambda p: float(p.norm()))
+        largest = max(group["params"], key=lambda p: size(p.norm()))
         label = group.get("group_name") or f"number {index}, weight decay {group['weight_decay']:g}"
         return (
             f"largest is parameter group {label} with norm {norm:.3g}, in it {names.get(id(largest), '?')} "
-            f"with norm {float(largest.norm()):.3g}"
+            f"with norm {size(largest.norm()):.3g}"
         )
 
     def state_dict(self) -> dict:
@@ -110,3 +111,9 @@ class Updater:
     def load_state_dict(self, state: dict) -> None:
         if state:
             self.scaler.load_state_dict(state)
+
+
+def size(norm: torch.Tensor) -> float:
+    """Return a norm as a number that can be compared; what is not a number counts as infinite."""
+    value = float(norm)
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,115 @@
+"""Evaluation and prediction with the checkpoint of a run."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from visionssm.engine import prediction, validation
+
+
+@pytest.fixture(scope="module")
+def checkpoint(image_folder, tmp_path_factory):
+    from visionssm.engine import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert (
+        train.main(
+            [
+                "--data-dir",
+                str(image_folder),
+                "--output",
+                str(folder),
+                "--model",
+                "test_vmamba",
+                "--img-size",
+                "32",
+                "--batch-size",
+                "4",
+                "--epochs",
+                "2",
+                "--workers",
+                "0",
+                "--opt",
+                "adamw",
+                "--lr",
+                "2e-3",
+                "--model-ema",
+                "--warmup-epochs",
+                "0",
+                "--mean",
+                "0.5",
+                "--std",
+                "0.4",
+                "--device",
+                "cpu",
+                "--model-kwargs",
+                "scan=bidirectional",
+            ]
+        )
+        == 0
+    )
+    return folder / "last.pth.tar"
+
+
+def test_validate_repeats_the_numbers_of_the_run(checkpoint, image_folder, tmp_path):
+    rows = list(csv.DictReader((checkpoint.parent / "summary.csv").open()))
+    for flag, column in (([], "eval_top1"), (["--use-ema"], "eval_ema_top1")):
+        output = tmp_path / "result.json"
+        argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
+        assert validation.main([*argv, "--results-file", str(output), *flag]) == 0
+        (row,) = json.loads(output.read_text())
+        assert row["top1"] == pytest.approx(float(rows[-1][column]), abs=1e-3)
+        assert (row["model"], row["img_size"], row["images"]) == ("test_vmamba", 32, 12)
+
+
+def test_validate_csv_and_wrong_input(checkpoint, image_folder, tmp_path, capsys):
+    argv = ["--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
+    assert validation.main([*argv, "--checkpoint", str(checkpoint), "--results-file", str(tmp_path / "r.csv")]) == 0
+    assert "top1" in (tmp_path / "r.csv").read_text()
+    assert validation.main([*argv, "--checkpoint", str(checkpoint), "--model", "test_resnet"]) == 2
+    assert "expected 'test_resnet'" in capsys.readouterr().err
+    assert validation.main(argv) == 2
+    assert "neither --model nor --checkpoint" in capsys.readouterr().err
+
+
+def test_predict_table_csv_and_picture(checkpoint, image_folder, tmp_path, capsys):
+    outputs = ["--output", str(tmp_path / "p.png"), "--csv", str(tmp_path / "p.csv")]
+    argv = ["--checkpoint", str(checkpoint), "--device", "cpu", *outputs]
+    assert prediction.main([str(image_folder / "validation"), *argv]) == 0
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 12
+    wrong = sum(row["truth"] != row["class_1"] for row in rows)
+    assert printed.count("WRONG") == wrong
+    assert f"{12 - wrong} of 12 right" in printed
+    with Image.open(tmp_path / "p.png") as image:
+        assert image.format == "PNG"
+
+
+def test_predict_single_file_without_truth(checkpoint, image_folder, tmp_path, capsys):
+    image = tmp_path / "picture.png"
+    image.write_bytes((image_folder / "validation" / "cross" / "0.png").read_bytes())
+    assert prediction.main([str(image), "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
+    assert "right" not in capsys.readouterr().out
+
+
+def test_predict_names_what_is_wrong(checkpoint, image_folder, tmp_path, capsys):
+    argv = ["--checkpoint", str(checkpoint), "--device", "cpu"]
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    good = str(image_folder / "validation" / "cross" / "0.png")
+    assert prediction.main([str(tmp_path / "none.png"), *argv]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert prediction.main([good, str(tmp_path / "broken.png"), *argv]) == 2
+    assert "broken.png cannot be read" in capsys.readouterr().err
+    assert prediction.main([good, str(tmp_path / "broken.png"), *argv, "--bad-images", "skip"]) == 0
+    assert "1 images" in capsys.readouterr().out
+
+
+def test_mistakes_come_first():
+    from visionssm.engine.plots import Prediction
+
+    right, wrong = Prediction("a", ["x"], [0.9], "x"), Prediction("b", ["x"], [0.6], "y")
+    lines = prediction.table([right, wrong]).splitlines()
+    assert "WRONG" in lines[2] and "WRONG" not in lines[3]

@@ -1,0 +1,203 @@
+"""Short runs: what they write, how they continue, when they stop."""
+
+import csv
+import signal
+from fnmatch import fnmatch
+
+import pytest
+import torch
+import yaml
+from conftest import assert_same_weights, load
+from PIL import Image
+
+from visionssm.engine import train as train_module
+from visionssm.engine.arguments import parse_args
+from visionssm.engine.stopping import StopRequest
+
+EVERYTHING = dict(
+    mixup=0.4,
+    cutmix=0.5,
+    reprob=0.3,
+    drop_path=0.2,
+    drop=0.1,
+    aa="rand-m5-mstd0.5",
+    model_ema=True,
+    clip_grad=1.0,
+    sched_on_updates=True,
+    grad_accum_steps=2,
+    aug_repeats=2,
+    mixup_off_epoch=1,
+)
+
+
+class StopAfter(StopRequest):
+    """Receives SIGTERM after so many looks."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    def agreed(self, world, device):
+        self.looks -= 1
+        if self.looks < 0:
+            self.signal_number = signal.SIGTERM
+        return super().agreed(world, device)
+
+
+def test_files_of_a_run(run):
+    assert run(model_ema=True, log_tensorboard=True) == 0
+    folder = run.folder / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "args.yaml",
+        "checkpoint-0.pth.tar",
+        "checkpoint-1.pth.tar",
+        "curve.png",
+        "last.pth.tar",
+        "model_best.pth.tar",
+        "summary.csv",
+        "train.log",
+        "tensorboard",
+    }
+    checkpoint = load(folder / "last.pth.tar")
+    assert {"state_dict", "state_dict_ema", "arch", "epoch", "metric", "optimizer", "args", "version"} <= set(
+        checkpoint
+    )
+    assert (checkpoint["arch"], checkpoint["epoch"], checkpoint["version"]) == ("test_vmamba", 1, 2)
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert list(rows[0])[:5] == ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5"]
+    assert float(rows[1]["eval_ema_top1"]) == pytest.approx(checkpoint["metric"])
+    assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "test_vmamba"
+    with Image.open(folder / "curve.png") as image:
+        assert image.width > 500
+
+
+def test_args_of_a_run_are_a_recipe(run, tmp_path):
+    assert run(epochs=1) == 0
+    args = parse_args(["-c", str(run.folder / "run" / "args.yaml")])
+    assert (args.model, args.lr, args.epochs) == ("test_vmamba", 2e-3, 1)
+
+
+def test_training_learns(run):
+    assert run(epochs=10, scale=[0.8, 1.0], smoothing=0.0, color_jitter=0.0) == 0
+    rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
+    assert float(rows[-1]["train_loss"]) < 0.8 * float(rows[0]["train_loss"])
+
+
+@pytest.mark.parametrize("looks", [1, 2, 4, 5], ids=["mid-epoch", "end-of-epoch", "evaluation", "second-epoch"])
+def test_interrupted_and_resumed_equals_uninterrupted(run, monkeypatch, looks):
+    """Bit for bit, with every source of randomness on and another number of loader workers."""
+    options = EVERYTHING | {"epochs": 2}
+    assert run("whole", **options) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(looks))
+        assert run("cut", **options, workers=2) == 128 + signal.SIGTERM
+    assert run("cut", **options, resume="auto", workers=1) == 0
+    assert_same_weights(run.folder / "whole" / "last.pth.tar", run.folder / "cut" / "last.pth.tar")
+    assert (run.folder / "whole" / "summary.csv").read_text() == (run.folder / "cut" / "summary.csv").read_text()
+
+
+def test_resuming_a_finished_run_changes_nothing(run):
+    assert run() == 0
+    before = (run.folder / "run" / "last.pth.tar").read_bytes()
+    assert run(resume="auto") == 0
+    assert (run.folder / "run" / "last.pth.tar").read_bytes() == before
+
+
+def test_truncated_last_checkpoint_falls_back(run, capsys):
+    assert run("whole") == 0
+    assert run("cut") == 0
+    folder = run.folder / "cut"
+    for name in ("last", "checkpoint-1"):
+        path = folder / f"{name}.pth.tar"
+        if path.exists():
+            content = path.read_bytes()[:-2000]
+            path.unlink()  # the two may be one file with two names
+            path.write_bytes(content)
+    assert run("cut", resume="auto") == 0
+    assert "last.pth.tar is damaged or incomplete" in capsys.readouterr().out
+    assert_same_weights(run.folder / "whole" / "last.pth.tar", folder / "last.pth.tar")
+
+
+def test_mid_epoch_checkpoint_refuses_other_batches(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(1))
+        assert run() == 128 + signal.SIGTERM
+    assert run(resume="auto", batch_size=6) == 2
+    assert "inside an epoch with batch_size 4, found 6" in capsys.readouterr().err
+
+
+def test_not_finite_stops_and_names_step_and_group(run, capsys):
+    assert run("good", epochs=1) == 0
+    assert run("bad", head_init_scale=float("nan"), max_nonfinite=3) == 2
+    error = capsys.readouterr().err
+    assert "3 update(s) in a row" in error and "step 3 of 6" in error
+    assert "parameter group number" in error and "in it head.fc." in error
+    assert not (run.folder / "bad" / "last.pth.tar").exists()
+
+
+def test_one_update_that_is_not_finite_is_skipped(run, monkeypatch, capsys):
+    original = train_module.Trainer._backward
+    calls = []
+
+    def poisoned(self, images, labels, in_update):
+        calls.append(1)
+        return original(self, images * (float("inf") if len(calls) == 2 else 1.0), labels, in_update)
+
+    monkeypatch.setattr(train_module.Trainer, "_backward", poisoned)
+    assert run(epochs=1) == 0
+    assert "1 updates skipped so far" in capsys.readouterr().out
+    assert all(value.isfinite().all() for value in load(run.folder / "run" / "last.pth.tar")["state_dict"].values())
+
+
+def test_initial_checkpoint_and_timms_own_reader(run, tmp_path):
+    import timm
+    from timm.models import load_checkpoint
+
+    assert run(epochs=1) == 0
+    path = run.folder / "run" / "last.pth.tar"
+    model = timm.create_model("test_vmamba", num_classes=3)
+    load_checkpoint(model, str(path))
+    assert torch.equal(model.state_dict()["head.fc.weight"], load(path)["state_dict"]["head.fc.weight"])
+    assert run("second", epochs=1, initial_checkpoint=path, lr=0.0) == 0
+    second = load(run.folder / "second" / "last.pth.tar")["state_dict"]
+    assert torch.equal(second["head.fc.weight"], load(path)["state_dict"]["head.fc.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision(run, dtype):
+    assert run(epochs=1, amp=True, amp_dtype=dtype) == 0
+
+
+def test_layer_decay_groups():
+    from visionssm.engine.building import create_optimizer, create_training_model
+
+    args = parse_args(["--model", "test_vmamba", "--opt", "adamw", "--layer-decay", "0.5", "--weight-decay", "0.1"])
+    model = create_training_model(args, 3)
+    optimizer = create_optimizer(args, model, 1e-3)
+    names = {id(p): name for name, p in model.named_parameters()}
+    scales = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            scales.setdefault(group["lr_scale"], []).append(names[id(p)])
+            spared = p.ndim < 2 or any(fnmatch(names[id(p)], pattern) for pattern in model.no_weight_decay())
+            assert group["weight_decay"] == (0 if spared else 0.1), names[id(p)]
+    assert set(scales) == {0.5**depth for depth in range(len(scales))}
+    assert all(name.startswith("head") or name.startswith("norm") for name in scales[1.0])
+    assert all(name.startswith("stem") for name in scales[min(scales)])
+
+
+@pytest.mark.parametrize("kind", ["logit", "feature"])
+def test_distillation(run, monkeypatch, kind):
+    """The teacher is built with its initial weights here, since published ones need the network."""
+    import timm.task.distillation as distillation
+
+    create = distillation.create_model
+    monkeypatch.setattr(distillation, "create_model", lambda *a, **k: create(*a, **(k | {"pretrained": False})))
+    assert (
+        run(
+            epochs=1, kd_model_name="test_resnet", kd_distill_type=kind, kd_loss_type="kl" if kind == "logit" else "mse"
+        )
+        == 0
+    )
+    assert (run.folder / "run" / "last.pth.tar").exists()
