@@ -1,4 +1,8 @@
-"""Device functions: reading the rows of one turn, a few consecutive scan steps, through the scan's order."""
+"""Device functions: reading the rows of one turn, a few consecutive scan steps, through the scan's order.
+
+Offsets within an image are 32-bit where they fit (WIDE false, decided by the host); the image's own offset never is.
+Steps beyond the end read the last step's rows again: the caller gives them no weight, and loads need no mask for them.
+"""
 import triton
 import triton.language as tl
 
@@ -7,58 +11,72 @@ from .mathematics import LOG2E, rows
 
 @triton.jit
 def load_tokens(order, t0, steps, TURN: tl.constexpr):
-    """The token of each step of the turn: -1 for a zero token, 0 beyond the end; without an order the step itself."""
+    """The token of each step of the turn, -1 for a zero token; without an order the step itself."""
     tokens = ()
     for i in tl.static_range(TURN):
-        t = t0 + i
-        if order is None:
-            tokens = tokens + (t, )
-        else:
-            tokens = tokens + (tl.load(order + t, mask=t < steps, other=0), )
+        t = tl.minimum(t0 + i, steps - 1)
+        if order is not None:
+            t = tl.load(order + t)
+        tokens = tokens + (t, )
     return tokens
 
 
 @triton.jit
-def load_rows(x, stride, offsets, mask, tokens, t0, steps, BY_STEP: tl.constexpr, PADDED: tl.constexpr):
-    """x at each step of the turn as float32, zero beyond the end and, unless stored by step, at zero tokens."""
+def row_offset(token, t, stride, BY_STEP: tl.constexpr, WIDE: tl.constexpr):
+    """Where a row begins that is stored by step or by token."""
+    row = t if BY_STEP else token
+    return row.to(tl.int64) * stride if WIDE else row * stride
+
+
+@triton.jit
+def load_rows(x, stride, tokens, t0, steps, mask, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of the turn's steps, x pointing at the first one; zero, unless stored by step, at zero tokens.
+
+    Not yet converted: two bfloat16 values wait in one register.
+    """
     values = ()
     for i in tl.static_range(len(tokens)):
-        t = t0 + i
-        live = t < steps
-        row = t if BY_STEP else tokens[i]
+        at = x + row_offset(tokens[i], tl.minimum(t0 + i, steps - 1), stride, BY_STEP, WIDE)
         if PADDED and not BY_STEP:
-            live = live & (row >= 0)
-        values = values + (tl.load(x + row.to(tl.int64) * stride + offsets, mask=mask & live, other=0.0).to(tl.float32), )
+            if mask is None:
+                value = tl.load(at, mask=tokens[i] >= 0, other=0.0)
+            else:
+                value = tl.load(at, mask=mask & (tokens[i] >= 0), other=0.0)
+        elif mask is None:
+            value = tl.load(at)
+        else:
+            value = tl.load(at, mask=mask, other=0.0)
+        values = values + (value, )
     return values
 
 
 @triton.jit
-def load_rank_tile(delta, stride, order, t0, steps, RANK: tl.constexpr, RANKS: tl.constexpr, TURN: tl.constexpr,
-                   BY_STEP: tl.constexpr):
-    """Sixteen rows of a low-rank delta, (16, RANKS); rows from TURN on, and of zero tokens, are zero."""
-    i = tl.arange(0, 16)
+def load_rank_tile(delta, stride, order, t0, steps, RANK: tl.constexpr, RANKS: tl.constexpr, BY_STEP: tl.constexpr,
+                   PADDED: tl.constexpr, WIDE: tl.constexpr):
+    """Sixteen rows of a low-rank delta from step t0 on, (16, RANKS)."""
     r = tl.arange(0, RANKS)
-    t = t0 + i
-    live = (i < TURN) & (t < steps)
-    if BY_STEP or order is None:
-        row = t
-    else:
-        row = tl.load(order + t, mask=live, other=-1)
-        live = live & (row >= 0)
-    return tl.load(delta + row.to(tl.int64)[:, None] * stride + r[None, :], mask=live[:, None] & (r < RANK)[None, :],
-                   other=0.0)
+    t = tl.minimum(t0 + tl.arange(0, 16), steps - 1)
+    token = t
+    if order is not None and not BY_STEP:
+        token = tl.load(order + t)
+    at = delta + row_offset(token, t, stride, BY_STEP, WIDE)[:, None] + r[None, :]
+    mask = (r < RANK)[None, :]
+    if PADDED and not BY_STEP:
+        mask = mask & (token >= 0)[:, None]
+    return tl.load(at, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_logits(delta, stride, weight, bias, order, channel, mask, tokens, t0, steps, RANK: tl.constexpr,
-                RANKS: tl.constexpr, TURN: tl.constexpr, BY_STEP: tl.constexpr, PADDED: tl.constexpr):
+def load_logits(delta, delta_lanes, stride, weight, bias, order, mask, tokens, t0, steps, RANK: tl.constexpr,
+                RANKS: tl.constexpr, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr,
+                PRECISION: tl.constexpr):
     """Raw step sizes with bias, z / ln 2, of the turn; `weight` is the (RANKS, channels) tile of a low-rank delta."""
     if RANK > 0:
-        tile = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, TURN, BY_STEP)
-        raw = rows(tl.dot(tile, weight, input_precision="ieee"), TURN)
+        tile = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
+        raw = rows(tl.dot(tile, weight, input_precision=PRECISION), len(tokens))
     else:
-        raw = load_rows(delta, stride, channel, mask, tokens, t0, steps, BY_STEP, PADDED)
+        raw = load_rows(delta_lanes, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
     z = ()
-    for i in tl.static_range(TURN):
-        z = z + (raw[i] * LOG2E + bias, )
+    for i in tl.static_range(len(tokens)):
+        z = z + (raw[i].to(tl.float32) * LOG2E + bias, )
     return z

@@ -4,8 +4,8 @@ from torch import Tensor
 
 from ..contract import Scan
 from . import config
-from .backward import selective_scan_bwd_kernel
-from .forward import selective_scan_fwd_kernel
+from .scan_backward import selective_scan_bwd_kernel
+from .scan_forward import selective_scan_fwd_kernel
 from .merge import gather_sum_kernel, merge_routes_kernel
 from .split import join_segments_kernel
 from .tables import TableUse, Visits, table_use, table_visits
@@ -140,11 +140,20 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
         weight_k=_route_stride(weight), bias_k=_route_stride(bias), A_k=_route_stride(A), D_k=_route_stride(D),
         routes=scan.routes, steps=scan.steps, CHANNELS=scan.channels, N=scan.states,
         STATES=_power_of_two(scan.states), RANK=rank, RANKS=max(16, _power_of_two(rank)), U_BY_STEP=scan.u_by_step,
-        BY_STEP=scan.by_step, PADDED=use is not None and use.padded, LOG=_logarithm(scan))
+        BY_STEP=scan.by_step, PADDED=use is not None and use.padded, WIDE=_wide_offsets(scan), LOG=_logarithm(scan),
+        PRECISION=_precision(scan), num_stages=1)
     for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C)):
         strides = (0, 0, 0) if x is None else (x.stride(0), x.stride(1), _route_stride(x, 2))
         arguments |= {name: x} | dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
     return arguments
+
+
+def _wide_offsets(scan: Scan) -> bool:
+    """Whether offsets within one image, of any tensor read or written, may need 64 bits."""
+    rows = max(scan.num_tokens, scan.steps)
+    widest = max(scan.routes * max(scan.channels, scan.states * -(-scan.channels // 16)),
+                 *(t.stride(1) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None))
+    return rows * widest >= 2**31
 
 
 def _logarithm(scan: Scan) -> str:
@@ -152,6 +161,11 @@ def _logarithm(scan: Scan) -> str:
     if scan.u.dtype == torch.float32 or scan.states > 1:
         return "polynomial"
     return "ptx" if scan.u.is_cuda and torch.version.hip is None else "log2"
+
+
+def _precision(scan: Scan) -> str:
+    """How float32 products of the low-rank delta are taken: three TF32 products where the exact one would cost more."""
+    return "tf32x3" if scan.dt_weight is not None and scan.dt_weight.shape[2] > 16 and torch.version.hip is None else "ieee"
 
 
 def _grid(scan: Scan, blocks: config.Blocks) -> tuple[int, int, int]:

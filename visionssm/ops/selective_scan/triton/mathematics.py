@@ -39,11 +39,19 @@ def softplus2(z, LOG: tl.constexpr):
     LOG chooses the logarithm: "polynomial" keeps small values relatively exact, on the FMA pipe; "ptx" and "log2" are
     shorter and lose relative accuracy below about 1e-3, where bfloat16 and float16 inputs have lost it before.
     """
-    t = tl.exp2(-tl.abs(z))
     if LOG == "polynomial":
-        return tl.maximum(z, 0.0) + log2_of_one_plus(t)
+        return tl.maximum(z, 0.0) + log2_of_one_plus(tl.exp2(-tl.abs(z)))
     else:
-        return tl.maximum(z, 0.0) + log2_approx(1.0 + t, LOG == "ptx")
+        return tl.maximum(z, log2_approx(1.0 + tl.exp2(tl.minimum(z, 64.0)), LOG == "ptx"))
+
+
+@triton.jit
+def advance(h, l, x, b, a):
+    """The state after one step, (BLOCK,) or (BLOCK, STATES)."""
+    if len(h.shape) == 1:
+        return tl.exp2(l * a) * h + l * x * (b * LN2)
+    else:
+        return tl.exp2(l[:, None] * a) * h + (l * x)[:, None] * (b * LN2)[None, :]
 
 
 @triton.jit

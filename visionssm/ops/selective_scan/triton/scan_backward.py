@@ -2,17 +2,8 @@
 import triton
 import triton.language as tl
 
-from .access import load_logits, load_rows, load_tokens
-from .mathematics import LN2, LOG2E, softplus2
-
-
-@triton.jit
-def advance(h, l, x, b, a):
-    """The state after one step, (BLOCK,) or (BLOCK, STATES)."""
-    if len(h.shape) == 1:
-        return tl.exp2(l * a) * h + l * x * (b * LN2)
-    else:
-        return tl.exp2(l[:, None] * a) * h + (l * x)[:, None] * (b * LN2)[None, :]
+from .access import load_logits, load_rows, load_tokens, row_offset
+from .mathematics import LN2, LOG2E, advance, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "rows"])
@@ -24,7 +15,7 @@ def selective_scan_bwd_kernel(
         CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
         BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
         U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr, DX_BY_STEP: tl.constexpr,
-        PADDED: tl.constexpr, LOG: tl.constexpr):
+        PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr):
     """Walk the turns of a segment from its last to its first.
 
     Written per route: du (b, du_rows, K, CHANNELS), dz (b, rows, K, CHANNELS), the gradient of the raw step size;
@@ -39,7 +30,8 @@ def selective_scan_bwd_kernel(
     segment = pid // (routes * blocks) % segments
     image = (pid // (routes * blocks) // segments).to(tl.int64)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    mask = channel < CHANNELS
+    inside = channel < CHANNELS
+    mask = None if CHANNELS % BLOCK == 0 else inside
     n = tl.arange(0, STATES)
 
     grad += image * grad_b + route * grad_k
@@ -54,28 +46,32 @@ def selective_scan_bwd_kernel(
     per_scan = scan * segments + segment
 
     if N == 1:
-        a = tl.load(A + route * A_k + channel, mask=mask, other=0.0)
+        a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
         state_at = channel
-        state_mask = mask
+        state_mask = inside
+        B_lanes = B
+        C_lanes = C
         n_at = 0
-        n_mask = True
+        n_mask = None
     else:
         state_at = channel[:, None] * N + n[None, :]
+        B_lanes = B + n
+        C_lanes = None if C is None else C + n
         n_at = n
-        n_mask = n < N
-        state_mask = mask[:, None] & n_mask[None, :]
+        n_mask = None if N == STATES else n < N
+        state_mask = inside[:, None] & (n < N)[None, :]
         a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
     skip = 0.0
     if D is not None:
-        skip = tl.load(D + route * D_k + channel, mask=mask, other=0.0)
+        skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
     bias2 = 0.0
     if bias is not None:
-        bias2 = tl.load(bias + route * bias_k + channel, mask=mask, other=0.0) * LOG2E
+        bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
     w = 0.0
     if RANK > 0:
         r = tl.arange(0, RANKS)
         w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                    mask=mask[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+                    mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
 
     if entries is not None:
         s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
@@ -92,50 +88,63 @@ def selective_scan_bwd_kernel(
         else:
             scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
 
+    if ends is None:
+        du += (image * du_rows * routes + route) * CHANNELS + channel
+        dz += (image * rows * routes + route) * CHANNELS + channel
+        first_part = ((image * rows * routes + route) * blocks + block) * N + n_at
+        dB += first_part
+        if C is not None:
+            dC += first_part
+
     first = segment * segment_steps
     turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
     for back in range(0, turns):
         t0 = first + (turns - 1 - back) * TURN
         tokens = load_tokens(order, t0, steps, TURN)
-        z = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens, t0, steps, RANK, RANKS, TURN, BY_STEP,
-                        PADDED)
-        dy = load_rows(grad, grad_s, channel, mask, tokens, t0, steps, GRAD_BY_STEP, PADDED)
+        z = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens, t0, steps, RANK, RANKS, BY_STEP,
+                        PADDED, WIDE, PRECISION)
+        dys = load_rows(grad + channel, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
         if C is not None:
-            c = load_rows(C, C_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+            c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
         l = ()
+        dy = ()
         for i in tl.static_range(TURN):
-            l = l + (tl.where(t0 + i < steps, softplus2(z[i], LOG), 0.0), )
+            live = t0 + i < steps
+            l = l + (tl.where(live, softplus2(z[i], LOG), 0.0), )
+            if PADDED:
+                live = live & (tokens[i] >= 0)
+            dy = dy + (tl.where(live, dys[i], 0.0).to(dys[i].dtype), )
 
         if ends is not None:
             for i in tl.static_range(TURN - 1, -1, -1):
                 if N > 1:
-                    s = tl.exp2(l[i][:, None] * a) * (s + dy[i][:, None] * c[i][None, :])
+                    s = tl.exp2(l[i][:, None] * a) * (s + dy[i].to(tl.float32)[:, None] * c[i].to(tl.float32)[None, :])
                 elif C is not None:
-                    s = tl.exp2(l[i] * a) * (s + dy[i] * c[i])
+                    s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32) * c[i].to(tl.float32))
                 else:
-                    s = tl.exp2(l[i] * a) * (s + dy[i])
+                    s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32))
                 total += l[i]
         else:
-            x = load_rows(u, u_s, channel, mask, tokens, t0, steps, U_BY_STEP, PADDED)
-            b = load_rows(B, B_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+            x = load_rows(u + channel, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
+            b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
             # the state before the turn
             c0 = t0 // CHUNK * CHUNK
+            saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
             if CHUNK == TURN:
-                h = tl.load(states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at, mask=state_mask, other=0.0)
+                h = tl.load(saved, mask=state_mask, other=0.0)
             else:
                 if back == 0 or t0 - c0 == CHUNK - TURN:
-                    h = tl.load(states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at, mask=state_mask,
-                                other=0.0)
+                    h = tl.load(saved, mask=state_mask, other=0.0)
                     for turn in range(0, (t0 - c0) // TURN):
                         tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
                         t1 = c0 + turn * TURN
                         tokens1 = load_tokens(order, t1, steps, TURN)
-                        z1 = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens1, t1, steps, RANK, RANKS,
-                                         TURN, BY_STEP, PADDED)
-                        x1 = load_rows(u, u_s, channel, mask, tokens1, t1, steps, U_BY_STEP, PADDED)
-                        b1 = load_rows(B, B_s, n_at, n_mask, tokens1, t1, steps, BY_STEP, PADDED)
+                        z1 = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens1, t1, steps, RANK,
+                                         RANKS, BY_STEP, PADDED, WIDE, PRECISION)
+                        x1 = load_rows(u + channel, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
+                        b1 = load_rows(B_lanes, B_s, tokens1, t1, steps, n_mask, BY_STEP, PADDED, WIDE)
                         for i in tl.static_range(TURN):
-                            h = advance(h, softplus2(z1[i], LOG), x1[i], b1[i], a)
+                            h = advance(h, softplus2(z1[i], LOG), x1[i].to(tl.float32), b1[i].to(tl.float32), a)
                     tl.store(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at, h)
                     tl.debug_barrier()
                 h = tl.load(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at)
@@ -143,7 +152,8 @@ def selective_scan_bwd_kernel(
             before = ()  # the state before each step
             for i in tl.static_range(TURN):
                 before = before + (h, )
-                h = advance(h, l[i], x[i], b[i], a)
+                if i < TURN - 1:
+                    h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
 
             for i in tl.static_range(TURN - 1, -1, -1):
                 t = t0 + i
@@ -152,53 +162,59 @@ def selective_scan_bwd_kernel(
                 if PADDED:
                     known = live & (tokens[i] >= 0)
                 step_delta = l[i] * LN2
-                row = image * rows + (t if DX_BY_STEP else tokens[i])
-                part = ((row * routes + route) * blocks + block) * N + n_at
-                part_mask = n_mask & (live if BY_STEP else known)
+                x_i = x[i].to(tl.float32)
+                dy_i = dy[i].to(tl.float32)
+                b_i = b[i].to(tl.float32)
+                if C is not None:
+                    c_i = c[i].to(tl.float32)
+                part = row_offset(tokens[i], t, routes * blocks * N, DX_BY_STEP, WIDE)
+                part_mask = live if BY_STEP else known
+                if N > 1:
+                    part_mask = part_mask & (n < N)
                 if N == 1:
                     decay = tl.exp2(l[i] * a)
                     kept = decay * before[i]  # a h_prev
                     if C is None:
-                        g = dy[i] + s
+                        g = dy_i + s
                     else:
-                        g = dy[i] * c[i] + s
-                        h = kept + step_delta * x[i] * b[i]
-                        tl.store(dC + part, tl.sum(h * dy[i], 0), mask=part_mask)
-                    q = g * b[i]
-                    tl.store(dB + part, tl.sum(g * step_delta * x[i], 0), mask=part_mask)
+                        g = dy_i * c_i + s
+                        tl.store(dC + part, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=part_mask)
+                    q = g * b_i
+                    tl.store(dB + part, tl.sum(g * step_delta * x_i, 0), mask=part_mask)
                     gk = g * kept
-                    ddelta = gk * a + x[i] * q
+                    ddelta = gk * a + x_i * q
                     a_sum += gk * step_delta
-                    s = decay * g
                 else:
                     decay = tl.exp2(l[i][:, None] * a)
                     kept = decay * before[i]
-                    g = dy[i][:, None] * c[i][None, :] + s
-                    h = kept + (step_delta * x[i])[:, None] * b[i][None, :]
-                    tl.store(dC + part, tl.sum(h * dy[i][:, None], 0), mask=part_mask)
-                    q = tl.sum(g * b[i][None, :], 1)
-                    tl.store(dB + part, tl.sum(g * (step_delta * x[i])[:, None], 0), mask=part_mask)
+                    g = dy_i[:, None] * c_i[None, :] + s
+                    h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
+                    tl.store(dC + part, tl.sum(h * dy_i[:, None], 0), mask=part_mask)
+                    q = tl.sum(g * b_i[None, :], 1)
+                    tl.store(dB + part, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=part_mask)
                     gk = g * kept
-                    ddelta = tl.sum(gk * a, 1) + x[i] * q
+                    ddelta = tl.sum(gk * a, 1) + x_i * q
                     a_sum += gk * step_delta[:, None]
-                    s = decay * g
+                s = decay * g
                 dx = step_delta * q
                 if D is not None:
-                    dx += skip * dy[i]
-                    d_sum += dy[i] * x[i]
-                row = image * du_rows + (t if DU_BY_STEP else tokens[i])
-                tl.store(du + (row * routes + route) * CHANNELS + channel, dx, mask=mask & (live if U_BY_STEP else known))
-                dzi = tl.where(live, ddelta * tl.exp2(z[i] - l[i]), 0.0)  # times sigmoid(z) = 2^z / (1 + 2^z)
+                    dx += skip * dy_i
+                    d_sum += dy_i * x_i
+                tl.store(du + row_offset(tokens[i], t, routes * CHANNELS, DU_BY_STEP, WIDE), dx,
+                         mask=inside & (live if U_BY_STEP else known))
+                # times the sigmoid of z, 2^z / (1 + 2^z) = 1 - 2^-l; the second form needs no z but cancels where l is small
+                slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
+                dzi = tl.where(live, ddelta * slope, 0.0)
                 bias_sum += dzi
-                row = image * rows + (t if DX_BY_STEP else tokens[i])
-                tl.store(dz + (row * routes + route) * CHANNELS + channel, dzi, mask=mask & (live if BY_STEP else known))
+                tl.store(dz + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
+                         mask=inside & (live if BY_STEP else known))
 
     if ends is not None:
         tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
-        tl.store(sums + per_scan * CHANNELS + channel, total, mask=mask)
+        tl.store(sums + per_scan * CHANNELS + channel, total, mask=inside)
     else:
         tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
         if D is not None:
-            tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=mask)
+            tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
         if bias is not None:
-            tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=mask)
+            tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)

@@ -2,8 +2,8 @@
 import triton
 import triton.language as tl
 
-from .access import load_logits, load_rows, load_tokens
-from .mathematics import LN2, LOG2E, softplus2
+from .access import load_logits, load_rows, load_tokens, row_offset
+from .mathematics import LOG2E, advance, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks"])
@@ -13,7 +13,8 @@ def selective_scan_fwd_kernel(
         out_b, out_s, out_k, routes, steps, segments, segment_steps, chunks,
         CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
         BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr,
-        OUT_BY_STEP: tl.constexpr, PADDED: tl.constexpr, LOG: tl.constexpr):
+        OUT_BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr,
+        PRECISION: tl.constexpr):
     """Scan TURN steps per turn, all loads of a turn before its first step.
 
     With `ends` nothing is written but each segment's last state, begun from zero, and its sum of step sizes: the first
@@ -27,7 +28,8 @@ def selective_scan_fwd_kernel(
     segment = pid // (routes * blocks) % segments
     image = (pid // (routes * blocks) // segments).to(tl.int64)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    mask = channel < CHANNELS
+    inside = channel < CHANNELS
+    mask = None if CHANNELS % BLOCK == 0 else inside
     n = tl.arange(0, STATES)
 
     u += image * u_b + route * u_k
@@ -42,28 +44,30 @@ def selective_scan_fwd_kernel(
     scan = image * routes + route  # number of this sequence
 
     if N == 1:
-        a = tl.load(A + route * A_k + channel, mask=mask, other=0.0)
+        a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
         state_at = channel
-        state_mask = mask
-        n_at = 0
-        n_mask = True
+        state_mask = inside
+        B_lanes = B
+        C_lanes = C
+        n_mask = None
     else:
         state_at = channel[:, None] * N + n[None, :]
-        n_at = n
-        n_mask = n < N
-        state_mask = mask[:, None] & n_mask[None, :]
+        B_lanes = B + n
+        C_lanes = None if C is None else C + n
+        n_mask = None if N == STATES else n < N
+        state_mask = inside[:, None] & (n < N)[None, :]
         a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
     skip = 0.0
     if D is not None:
-        skip = tl.load(D + route * D_k + channel, mask=mask, other=0.0)
+        skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
     bias2 = 0.0
     if bias is not None:
-        bias2 = tl.load(bias + route * bias_k + channel, mask=mask, other=0.0) * LOG2E
+        bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
     w = 0.0
     if RANK > 0:
         r = tl.arange(0, RANKS)
         w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                    mask=mask[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+                    mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
 
     per_scan = scan * segments + segment
     if entries is not None:
@@ -77,12 +81,12 @@ def selective_scan_fwd_kernel(
     for turn in range(0, tl.cdiv(last - first, TURN)):
         t0 = first + turn * TURN
         tokens = load_tokens(order, t0, steps, TURN)
-        z = load_logits(delta, delta_s, w, bias2, order, channel, mask, tokens, t0, steps, RANK, RANKS, TURN, BY_STEP,
-                        PADDED)
-        x = load_rows(u, u_s, channel, mask, tokens, t0, steps, U_BY_STEP, PADDED)
-        b = load_rows(B, B_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+        z = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens, t0, steps, RANK, RANKS, BY_STEP,
+                        PADDED, WIDE, PRECISION)
+        x = load_rows(u + channel, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
+        b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
         if C is not None and ends is None:
-            c = load_rows(C, C_s, n_at, n_mask, tokens, t0, steps, BY_STEP, PADDED)
+            c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
         for i in tl.static_range(TURN):
             t = t0 + i
             live = t < steps
@@ -92,29 +96,27 @@ def selective_scan_fwd_kernel(
                         tl.store(states + (scan * chunks + t // CHUNK) * CHANNELS * N + state_at, h,
                                  mask=state_mask & live)
             l = tl.where(live, softplus2(z[i], LOG), 0.0)
-            if N == 1:
-                h = tl.exp2(l * a) * h + l * x[i] * (b[i] * LN2)
-            else:
-                h = tl.exp2(l[:, None] * a) * h + (l * x[i])[:, None] * (b[i] * LN2)[None, :]
+            x_i = x[i].to(tl.float32)
+            h = advance(h, l, x_i, b[i].to(tl.float32), a)
             if ends is not None:
                 total += l
             else:
                 if C is None:
                     y = h
                 elif N == 1:
-                    y = h * c[i]
+                    y = h * c[i].to(tl.float32)
                 else:
-                    y = tl.sum(h * c[i][None, :], 1)
+                    y = tl.sum(h * c[i].to(tl.float32)[None, :], 1)
                 if D is not None:
-                    y += skip * x[i]
-                row = t if OUT_BY_STEP else tokens[i]
+                    y += skip * x_i
                 if PADDED:
                     seen = tokens[i] >= 0
                     if OUT_BY_STEP:
                         y = tl.where(seen, y, 0.0)
                     else:
                         live = live & seen
-                tl.store(out + row.to(tl.int64) * out_s + channel, y, mask=mask & live)
+                at = out + channel + row_offset(tokens[i], t, out_s, OUT_BY_STEP, WIDE)
+                tl.store(at, y, mask=inside & live)
     if ends is not None:
         tl.store(ends + per_scan * CHANNELS * N + state_at, h, mask=state_mask)
-        tl.store(sums + per_scan * CHANNELS + channel, total, mask=mask)
+        tl.store(sums + per_scan * CHANNELS + channel, total, mask=inside)

@@ -1,0 +1,218 @@
+"""Compile the scan's kernels ahead of time, for GPUs that need not be here, and list what they use.
+
+    python benchmarks/kernel_resources.py [--shapes VMamba] [--targets sm_90 sm_80 gfx942] [--output benchmarks/results]
+
+Writes kernel_resources.json and kernel_resources.md: registers, spilled bytes, shared memory, instructions and
+special-function instructions (MUFU) of every kernel that a model's shape launches, forward and backward, in bfloat16 and
+float32. Fails if a kernel spills registers on an NVIDIA target. Nothing is run and nothing is timed.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import triton
+from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+
+from visionssm.ops.selective_scan import contract
+from visionssm.ops.selective_scan.triton import config, launch
+
+TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+KERNELS = {name: getattr(launch, name) for name in (
+    "selective_scan_fwd_kernel", "selective_scan_bwd_kernel", "join_segments_kernel", "merge_routes_kernel",
+    "gather_sum_kernel")}
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+_TOOLS = Path(nvidia.__file__).parent / "bin"
+
+
+class Recorder:
+    """Stands in for a kernel: keeps what a launch would compile, runs nothing."""
+
+    def __init__(self, name: str, launches: list) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid):
+        def launch_kernel(*args, **kwargs):
+            kernel = KERNELS[self.name]
+            options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
+            named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+            self.launches.append((self.name, specialise(kernel, named), options))
+        return launch_kernel
+
+
+def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict]:
+    """(signature, constants, attributes) as Triton's launcher makes them: ones fold, multiples of 16 are noted."""
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (
+                isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = _TYPES[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        else:
+            signature[parameter.name] = "i32" if -2**31 <= value < 2**31 else "i64"
+            aligned = value % 16 == 0 and not parameter.do_not_specialize
+        if aligned:
+            attributes[(i, )] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def record(shape: ScanShape, dtype: torch.dtype, parts: int) -> list:
+    """The launches of one forward and backward pass of a shape, split into `parts` segments."""
+    launches: list = []
+    inputs = make_inputs(shape, dtype, batch=1)
+    arguments = [inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight", "order")]
+    scan = contract.canonical(*arguments, inputs.get("num_tokens"), inputs.get("u_index", "token"),
+                              inputs.get("index", "token"), "sum", dtype)
+    segments, logarithm = config.segments, launch._logarithm
+    try:
+        for name in KERNELS:
+            setattr(launch, name, Recorder(name, launches))
+        config.segments = lambda *_: parts
+        # the inputs lie on a CPU, the code is for a GPU
+        launch._logarithm = lambda s: "ptx" if logarithm(s) == "log2" else logarithm(s)
+        launch.forward(scan, save=False)
+        out, states = launch.forward(scan, save=True)
+        launch.backward(out, states, scan)
+    finally:
+        config.segments, launch._logarithm = segments, logarithm
+        for name, kernel in KERNELS.items():
+            setattr(launch, name, kernel)
+    return launches
+
+
+def compile_one(name: str, specialisation: tuple, options: dict, target_name: str) -> dict:
+    """Compile in this process; the compiler may abort on AMD targets, so call it in another one."""
+    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
+    signature, constants, attributes = specialisation
+    constants = dict(constants)
+    if target_name.startswith("gfx") and "LOG" in constants:  # what the launcher chooses there
+        constants |= {"LOG": "log2" if constants["LOG"] == "ptx" else constants["LOG"], "PRECISION": "ieee"}
+    kernel = KERNELS[name]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=TARGETS[target_name], options=options)
+    usage = amd_usage(compiled) if target_name.startswith("gfx") else nvidia_usage(compiled)
+    return usage | {"shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
+
+
+def nvidia_usage(compiled) -> dict:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([_TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        sass = subprocess.run([_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
+    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+    code = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass))
+    return {"registers": found["REG"], "spill": found["STACK"] + found["LOCAL"], "instructions": code.total() - code["NOP"],
+            "mufu": code["MUFU"], "shuffles": code["SHFL"], "local": code["LDL"] + code["STL"]}
+
+
+def amd_usage(compiled) -> dict:
+    text = compiled.asm["amdgcn"]
+
+    def value(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
+
+    return {"registers": value("vgpr_count"), "spill": 4 * value("vgpr_spill_count") + value("private_segment_fixed_size"),
+            "instructions": len(re.findall(r"^\s+[vsdg][a-z]*_\w+", text, re.M)),
+            "mufu": len(re.findall(r"^\s+v_(?:exp|log|rcp|sqrt|rsq)_f32", text, re.M)),
+            "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M)), "local": None}
+
+
+class Compiler:
+    """Compiles in a child process, and starts a new one where the compiler has aborted it."""
+
+    def __init__(self) -> None:
+        self.pool = None
+
+    def __call__(self, *job) -> dict:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        try:
+            return self.pool.submit(compile_one, *job).result()
+        except BrokenProcessPool:
+            self.pool = None
+            return {"error": "the compiler aborted"}
+        except Exception as error:  # noqa: BLE001  whatever the compiler says goes into the table
+            return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def describe(constants: dict, signature: dict) -> str:
+    parts = []
+    if "ends" in signature:
+        parts.append("ends" if constants.get("ends", 0) is not None else
+                     "backward" if "grad" in signature else "save" if constants.get("states", 0) is not None else "forward")
+        parts.append(f"{constants['BLOCK']} x {constants['TURN']}")
+    return " ".join(parts)
+
+
+def table(results: list[dict]) -> str:
+    columns = ("registers", "spill", "shared", "warps", "instructions", "mufu", "shuffles")
+    lines = ["| shape | dtype | kernel | target | " + " | ".join(columns) + " |", "|" + "---|" * (4 + len(columns))]
+    for r in results:
+        cells = [r["error"]] + [""] * (len(columns) - 1) if "error" in r else [str(r[c]) for c in columns]
+        lines.append(f"| {r['shape']} | {r['dtype']} | {r['kernel']} | {r['target']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="*", default=[""], help="parts of shapes' names (default: all)")
+    parser.add_argument("--targets", nargs="*", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float32"])
+    parser.add_argument("--output", type=Path, help="folder for kernel_resources.json and .md")
+    args = parser.parse_args()
+
+    compiler, results, seen = Compiler(), [], {}
+    for shape in MODEL_SHAPES:
+        if not any(part in shape.name for part in args.shapes):
+            continue
+        for dtype in args.dtypes:
+            for name, specialisation, options in record(shape, getattr(torch, dtype), 4 if shape.batch < 128 else 1):
+                signature, constants, attributes = specialisation
+                for target in args.targets:
+                    key = repr((name, sorted(signature.items()), sorted(constants.items(), key=str), attributes, target))
+                    if key in seen:
+                        continue
+                    usage = seen[key] = compiler(name, specialisation, options, target)
+                    label = f"{name.removesuffix('_kernel')} {describe(constants, signature)}".strip()
+                    results.append(dict(shape=shape.name, dtype=dtype, kernel=label, target=target, **usage))
+                    print(table(results[-1:]).splitlines()[-1], flush=True)
+    if args.output:
+        write(args.output, results, sys.argv)
+    spilled = [r for r in results if r.get("spill") and r["target"].startswith("sm_")]
+    failed = [r for r in results if "error" in r and r["target"].startswith("sm_")]
+    for r in spilled + failed:
+        print(f"FAILED: {r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error') or str(r['spill']) + ' bytes spilled'}")
+    sys.exit(1 if spilled or failed else 0)
+
+
+def write(folder: Path, results: list[dict], argv: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"command": "python " + " ".join(argv), "triton": triton.__version__, "torch": torch.__version__}
+    (folder / "kernel_resources.json").write_text(json.dumps(header | {"kernels": results}, indent=1) + "\n")
+    (folder / "kernel_resources.md").write_text(
+        "# What the scan's kernels use\n\n"
+        f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}). Compiled ahead of time; "
+        "nothing was run or timed.\nA kernel shared by several shapes is listed at the first. Registers are per thread, "
+        "shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()

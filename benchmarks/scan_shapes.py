@@ -1,0 +1,82 @@
+"""The shapes that models give the scan: the one list that every benchmark of the scan reads."""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from visionssm.scans import scan_table
+
+
+class ScanShape(NamedTuple):
+    """One call of the scan. `rank` 0: delta has all channels; `by_step`: delta, B and C are stored by step."""
+
+    name: str
+    height: int
+    width: int
+    channels: int
+    states: int
+    rank: int
+    scan: str
+    own_input: bool = False  # u has a route axis
+    by_step: bool = False
+    u_by_step: bool = False
+    batch: int = 128
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width
+
+    def order(self, device: str = "cpu") -> Tensor:
+        return scan_table(self.scan, self.height, self.width, device)
+
+
+VMAMBA_TINY = tuple(
+    ScanShape(f"VMamba-T stage {i + 1}", 56 >> i, 56 >> i, 96 << i, 1, 6 << i, "cross") for i in range(4))
+
+MODEL_SHAPES = (
+    *VMAMBA_TINY,
+    ScanShape("VMamba-B stage 1", 56, 56, 128, 1, 8, "cross"),
+    ScanShape("VMamba-B stage 4", 7, 7, 1024, 1, 64, "cross"),
+    ScanShape("VMamba-T detection stage 1", 200, 334, 96, 1, 6, "cross", batch=2),
+    ScanShape("vanilla VMamba-T stage 1", 56, 56, 192, 16, 6, "cross"),
+    ScanShape("vanilla VMamba-T stage 4", 7, 7, 1536, 16, 48, "cross"),
+    ScanShape("LocalVim-S", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip", own_input=True, by_step=True,
+              u_by_step=True),
+    ScanShape("LocalVMamba-T stage 3", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip"),
+    ScanShape("GroupMamba-T stage 1", 56, 56, 16, 1, 1, "cross", own_input=True),
+    ScanShape("GroupMamba-T stage 3", 14, 14, 87, 1, 6, "cross", own_input=True),
+    ScanShape("Vim-S", 14, 14, 768, 16, 24, "bidirectional", own_input=True),
+    ScanShape("Vim-S 1248", 78, 78, 768, 16, 24, "bidirectional", own_input=True, batch=4),
+    ScanShape("PlainMamba-L1", 14, 14, 384, 16, 12, "snake", by_step=True),
+)
+
+
+def make_inputs(shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch: int | None = None,
+                seed: int = 0) -> dict[str, Tensor]:
+    """Arguments of `selective_scan` with magnitudes as in an initialised model (steps between 0.001 and 0.1)."""
+    generator = torch.Generator().manual_seed(seed)
+    b, L, d, n = batch or shape.batch, shape.tokens, shape.channels, shape.states
+    order = shape.order(device)
+    K = order.shape[0]
+    S = order.shape[1] if shape.by_step else L
+    rank = shape.rank or d
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    # dt, B and C lie in one row, as a projection writes them
+    rows = normal(b, S, K, rank + 2 * n).to(device, dtype)
+    delta, B, C = rows.split([rank, n, n], -1)
+    step = torch.exp(torch.rand(K, d, generator=generator) * 4.6 - 6.9)
+    inputs = dict(
+        u=normal(b, S if shape.u_by_step else L, *((K, ) if shape.own_input else ()), d).to(device, dtype), delta=delta,
+        A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device), B=B, C=C, D=torch.ones(K, d, device=device),
+        delta_bias=(step + torch.log(-torch.expm1(-step))).to(device), order=order)
+    if shape.rank:
+        inputs["dt_weight"] = (normal(K, d, rank) * rank**-0.5).to(device)
+    if shape.by_step:
+        inputs["index"] = "step"
+    if shape.u_by_step:
+        inputs["u_index"] = "step"
+        inputs["num_tokens"] = L
+    return inputs
