@@ -124,8 +124,10 @@ def test_scan_sizes_the_parameters(scan, routes):
 def test_scan_order_matters():
     x = torch.randn(1, 3, 64, 64)
     cross, snake = small(scan="cross"), small(scan="snake")
-    snake.load_state_dict(cross.state_dict())
     with torch.no_grad():
+        for mixer in (m for m in cross.modules() if hasattr(m, "ssm")):
+            mixer.out_proj.weight.mul_(50)  # fresh mixers hardly reach the logits
+        snake.load_state_dict(cross.state_dict())
         assert not torch.allclose(cross(x), snake(x))
 
 

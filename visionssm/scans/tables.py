@@ -6,7 +6,7 @@ A mixer asks for its table in `forward`, with the height and width that it finds
 import contextlib
 import functools
 import operator
-import sys
+import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -135,21 +135,34 @@ def _leave_call(fn: Callable[..., Tensor], *args) -> Proxy:
     return tracer.create_proxy("call_function", fn, args, {})
 
 
+class _Holder:
+    """Tables that compiled graphs read, each under an attribute of its own."""
+
+
+_compiled = _Holder()
+
+
 def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Cache a function that builds a table, and let compilers take its result as a constant of the graph."""
+    """Cache a function that builds a table, and let torch.compile take its result as a given tensor of fixed size."""
     cached = functools.lru_cache(_CACHE_SIZE)(build)
     on_change(cached.cache_clear)
 
+    @torch.compiler.assume_constant_result
+    def hold(name: str, *key) -> str:
+        label = "_".join(map(str, (build.__name__, name.replace("+", "_PLUS_"), *key)))
+        label = re.sub(r"\W", "_", label)  # an identifier; names of orders have no capitals
+        setattr(_compiled, label, cached(name, *key))
+        return label
+
     def table(name: str, height: int, width: int, device: torch.device | str | None, *args) -> Tensor:
-        result = cached(name, height, width, torch.device("cpu" if device is None else device), *args)
-        if "torch._dynamo" in sys.modules:
-            # else a model that asks for tables of several sizes in one line of code gets them with symbolic sizes
-            sys.modules["torch._dynamo"].mark_static(result)
-        return result
+        device = torch.device("cpu" if device is None else device)
+        if torch.compiler.is_dynamo_compiling():
+            return getattr(_compiled, hold(name, height, width, device, *args))
+        return cached(name, height, width, device, *args)
 
     table.__name__ = build.__name__
     table.cache_info, table.cache_clear = cached.cache_info, cached.cache_clear
-    return torch.compiler.assume_constant_result(table)
+    return table
 
 
 @contextlib.contextmanager
