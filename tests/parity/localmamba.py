@@ -1,4 +1,4 @@
-"""LocalVMamba against the recorded runs of the original."""
+"""LocalVMamba and LocalVim against the recorded runs of the original."""
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.layers import LocalSS2D
-from visionssm.models.localmamba import LocalVMamba, checkpoint_filter_fn, scan_names
+from visionssm.layers import LocalRouteMixer, LocalSS2D
+from visionssm.layers.tokens import middle_token
+from visionssm.models.localmamba import LocalVim, LocalVMamba, checkpoint_filter_fn, scan_names
 from visionssm.scans import inverse_table, scan_table
 
-from . import Case, Deviation, compare_operator, compare_summary, fill, reference_input, registered_names
+from . import Case, Deviation, compare_operator, compare_summary, fill, fill_state_dict, reference_input, registered_names
 
-RECORDS = ("local_vssm_*",)
-FAST = ("local_vssm_tiny",)
-DEFECTIVE = {
-    "local_vssm_custom_a_rect": "the original puts the outputs of column-wise scans back at wrong places if H != W",
-}
+RECORDS = ("local_vssm_*", "local_vim_*")
+FAST = ("local_vssm_tiny", "local_vim_tiny")
+_DEFECT = "the original puts the outputs of column-wise scans back at wrong places if H != W"
+DEFECTIVE = {"local_vssm_custom_a_rect": _DEFECT, "local_vim_custom_a_rect": _DEFECT}
 
 
 def _scans(directions: list[list[str]]) -> tuple[str, ...]:
@@ -39,21 +39,49 @@ def localvmamba_args(config: dict) -> dict:
     )
 
 
-def build(case: Case) -> LocalVMamba:
+def localvim_args(config: dict) -> dict:
+    """Arguments of our model for those of the original's constructor."""
+    class_token = config.get("if_cls_token", False)
+    return dict(
+        img_size=config["img_size"],
+        patch_size=config["patch_size"],
+        in_chans=config["channels"],
+        num_classes=config["num_classes"],
+        global_pool="token" if class_token else "avg",
+        embed_dim=config["embed_dim"],
+        depth=config["depth"],
+        class_token=class_token,
+        rope_size=config["img_size"] if config["if_rope"] else 0,
+        scan=_scans(config["directions"]),
+        drop_path_rate=config["drop_path_rate"],
+        norm_layer="rmsnorm" if config["rms_norm"] else "layernorm",
+    )
+
+
+def build(case: Case) -> LocalVMamba | LocalVim:
     if case.full_size:
         return timm.create_model(registered_names()[case.variant]).eval()
-    return LocalVMamba(**localvmamba_args(case.config)).eval()
+    if case.name.startswith("local_vssm"):
+        return LocalVMamba(**localvmamba_args(case.config)).eval()
+    return LocalVim(**localvim_args(case.config)).eval()
 
 
-def convert(state_dict: dict[str, Tensor], model: LocalVMamba) -> dict[str, Tensor]:
+def convert(state_dict: dict[str, Tensor], model: LocalVMamba | LocalVim) -> dict[str, Tensor]:
     return checkpoint_filter_fn(state_dict, model)
 
 
-def outputs(model: LocalVMamba, x: Tensor, case: Case) -> dict[str, Tensor]:
-    final, stages = model.forward_intermediates(x)
-    out = {f"layers.{i}": stage for i, stage in enumerate(stages)}
-    out["patch_embed"] = model.stem(x).permute(0, 3, 1, 2)
-    out["norm"] = final.permute(0, 3, 1, 2)
+def outputs(model: LocalVMamba | LocalVim, x: Tensor, case: Case) -> dict[str, Tensor]:
+    if isinstance(model, LocalVim):
+        final, streams = model.forward_intermediates(x)
+        normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
+        out = {"patch_embed": model.patch_embed(x).permute(0, 3, 1, 2), "norm_f": normed[0]}
+        if model.cls_token is not None:
+            out["norm_f.cls"] = middle_token(final)
+    else:
+        final, streams = model.forward_intermediates(x)
+        out = {"patch_embed": model.stem(x).permute(0, 3, 1, 2), "norm": final.permute(0, 3, 1, 2)}
+    for i, stream in enumerate(streams):
+        out[f"layers.{i}"] = stream
     out["logits"] = model.forward_head(final)
     return out
 
@@ -89,7 +117,7 @@ def _ss2d(record: dict) -> Iterator[Deviation]:
     own = mixer.state_dict()
     weights = {}
     for name, value in _fill(record["keys"]).items():
-        name = _SS2D_NAMES.get(name, name).replace("conv2d.", "conv.").replace("multi_scan.attn.", "merge.")
+        name = _SS2D_NAMES.get(name, name).replace("conv2d.", "conv.").replace("multi_scan.attn.", "route_gate.")
         name = name.replace("global_reduce", "reduce").replace("channel_select", "expand")
         weights[name] = value.reshape(own[name].shape)
     mixer.load_state_dict(weights, strict=True)
@@ -98,28 +126,56 @@ def _ss2d(record: dict) -> Iterator[Deviation]:
     yield compare_operator("output", y, _output(record))
 
 
+def _mixer(record: dict) -> Iterator[Deviation]:
+    config = record["config"]
+    scans = _scans([config["directions"]])
+    class_token = config.get("use_middle_cls_token", False)
+    # the filter converts whole models, so the mixer is converted as part of one
+    model = LocalVim(
+        img_size=16, num_classes=0, embed_dim=24, depth=1, class_token=class_token, rope_size=0, scan=scans)
+    prefix = "blocks.0.mixer."
+    source = {f"layers.0.mixer.{name}": value for name, value in _fill(record["keys"]).items()}
+    source |= {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}
+    weights = checkpoint_filter_fn(source, model)
+    mixer = LocalRouteMixer(24, scans[0], with_middle_token=class_token)
+    mixer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True)
+    with torch.no_grad():
+        y = mixer(torch.from_numpy(reference_input(record["output_shape"], 3)), *config["token_size"])
+    yield compare_operator("output", y, _output(record))
+
+
 def _outnorm(name: str, x: Tensor) -> Tensor:
     weight, bias = (torch.from_numpy(fill(f"{name}.{kind}", (x.shape[1],))) for kind in ("weight", "bias"))
     return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, 1e-5).permute(0, 3, 1, 2)
 
 
-def _localvmamba_backbone(record: dict) -> Iterator[Deviation]:
-    model = LocalVMamba(**dict(localvmamba_args(record["config"]), num_classes=0)).eval()
-    weights = {k: v for k, v in _fill(record["keys"]).items() if not k.startswith("outnorm")}
-    weights["classifier.norm.weight"] = torch.ones(model.num_features)
-    weights["classifier.norm.bias"] = torch.zeros(model.num_features)
+def _backbone(record: dict) -> Iterator[Deviation]:
+    """A backbone for dense prediction: norms of its own after each output, no final norm, no classifier."""
+    config, indices = record["config"], record["out_indices"]
+    weights = fill_state_dict(record["keys"], record)
+    weights = {k: v for k, v in weights.items() if not k.startswith("outnorm")}
+    if "dims" in config:
+        model = LocalVMamba(**dict(localvmamba_args(config), num_classes=0)).eval()
+        norm, outnorms = "classifier.norm", [f"outnorm{i}" for i in indices]
+    else:
+        model = LocalVim(**dict(localvim_args(config), num_classes=0), feature_stream=False).eval()
+        norm, outnorms = "norm_f", [f"outnorm_{i}" for i in range(len(indices))]
+    weights |= {f"{norm}.{name}": value for name, value in model.norm.state_dict().items()}
     model.load_state_dict(checkpoint_filter_fn(weights, model), strict=True)
+    x = torch.from_numpy(reference_input(record["input_shape"], record["seed"]))
     with torch.no_grad():
-        maps = model.forward_intermediates(
-            torch.from_numpy(reference_input(record["input_shape"], record["seed"])), indices=record["out_indices"],
-            intermediates_only=True)
-    for i, (x, expected) in enumerate(zip(maps, record["outputs"], strict=True)):
-        yield compare_summary(expected["name"], _outnorm(f"outnorm{record['out_indices'][i]}", x), expected)
+        maps = model.forward_intermediates(x, indices=indices, intermediates_only=True)
+    for outnorm, ours, expected in zip(outnorms, maps, record["outputs"], strict=True):
+        yield compare_summary(expected["name"], _outnorm(outnorm, ours), expected)
 
 
 OPERATORS = {
     "localmamba-scan_orders": _scan_orders,
     "localmamba-ss2d-5x6": _ss2d,
     "localmamba-ss2d-8x8": _ss2d,
-    "localmamba-backbone-local_vssm": _localvmamba_backbone,
+    "localmamba-mixer-h_v_w2_w7": _mixer,
+    "localmamba-mixer-midcls": _mixer,
+    "localmamba-backbone-local_vssm": _backbone,
+    "localmamba-backbone-local_vim": _backbone,
+    "localmamba-backbone-local_vim_ln": _backbone,
 }

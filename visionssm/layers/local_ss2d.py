@@ -25,7 +25,7 @@ class LocalSS2D(SS2D):
         super().__init__(
             dim, dim_inner, d_state, dt_rank, scan, gated=True, conv_bias=True, norm_layer=norm_layer,
             proj_drop=proj_drop, **dd)
-        self.merge = RouteGate(dim_inner, norm_layer=norm_layer, **dd)
+        self.route_gate = RouteGate(dim_inner, norm_layer=norm_layer, **dd)
 
     def _scan(self, x: Tensor, order: Tensor) -> Tensor:
-        return self.merge(self.ssm(x, order, out="route"))
+        return self.route_gate(self.ssm(x, order, out="route"))

@@ -2,8 +2,19 @@
 from ._checkpoint import CheckpointError, inert_stand_ins
 from ._listing import list_models
 from .groupmamba import GroupMamba
-from .localmamba import LocalVMamba
+from .localmamba import LocalVim, LocalVMamba
+from .plainmamba import PlainMamba
 from .vim import Vim
 from .vmamba import VMamba
 
-__all__ = ["CheckpointError", "GroupMamba", "LocalVMamba", "Vim", "VMamba", "inert_stand_ins", "list_models"]
+__all__ = [
+    "CheckpointError",
+    "GroupMamba",
+    "LocalVMamba",
+    "LocalVim",
+    "PlainMamba",
+    "VMamba",
+    "Vim",
+    "inert_stand_ins",
+    "list_models",
+]

@@ -1,4 +1,6 @@
 """What plain models share: one map of patches from stem to head, and perhaps a class token in its middle."""
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,9 @@ from .._timm_compat import feature_take_indices, update_model_input_size
 from ..layers.ssm import state_dtype
 from ..layers.tokens import insert_middle_token, middle_token, remove_middle_token, resample_pos_embed
 from ._builder import VisionModel
+from ._checkpoint import CheckpointError
+
+_logger = logging.getLogger(__name__)
 
 
 class PlainModel(VisionModel):
@@ -184,3 +189,32 @@ class PlainModel(VisionModel):
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) of any size from a patch on to logits (b, num_classes)."""
         return self.forward_head(self.forward_features(x))
+
+
+def fit_pos_embed(pos_embed: Tensor, model: PlainModel) -> Tensor:
+    """Resample a checkpoint's position embedding of a square grid to the model's grid.
+
+    Args:
+        pos_embed: (1, tokens, d), with an entry for the class token if the model has one.
+        model: The model it shall fit.
+
+    Returns:
+        (1, tokens of the model, d); the argument itself if it fits, or if its channels differ.
+
+    Raises:
+        CheckpointError: it is of no square grid.
+    """
+    expected = model.pos_embed.shape
+    if pos_embed.ndim != 3 or pos_embed.shape[1] == expected[1] or pos_embed.shape[2] != expected[2]:
+        return pos_embed
+    has_token = model.cls_token is not None
+    side = math.isqrt(max(pos_embed.shape[1] - has_token, 0))
+    grid = " x ".join(map(str, model.grid_size))
+    if side * side + has_token != pos_embed.shape[1]:
+        raise CheckpointError(
+            f"the position embedding of the checkpoint has {pos_embed.shape[1]} entries, which is no square grid"
+            f"{' and a class token' if has_token else ''}, so it cannot be resampled to the model's {grid} patches; "
+            "build the model with the img_size that the checkpoint was trained at, load, then call set_input_size")
+    _logger.warning(
+        "the position embedding of the checkpoint is resampled: %d x %d to %s patches", side, side, grid)
+    return resample_pos_embed(pos_embed, (side, side), model.grid_size, has_token)
