@@ -3,9 +3,9 @@
     python benchmarks/cpu_models.py [MODEL ...] [--against convnext_tiny ...] [--batch 1 8] [--threads 1]
                                     [--repeats 15] [--output benchmarks/results/cpu_models.md]
 
-Inference at each model's published input size, random weights. Medians; models are called in turn, so that a disturbance
-of the machine hits all of them. Ratios are to the first model of `--against`; the last column divides by its cost too, so
-it tells how fast a multiply-add is.
+Inference at each model's published input size, random weights. Medians; models are called in turn, so that a
+disturbance of the machine hits all of them. Ratios are to the first model of `--against`; the last column divides by
+the ratio of multiply-adds too, so it tells how long one of them takes.
 """
 import argparse
 import os
@@ -56,10 +56,11 @@ def measure(names: list[str], batches: list[int], threads: list[int], repeats: i
             base = names[0]
             for name in names:
                 ratio = times[name] / times[base]
-                per_mac = ratio * costs[base].multiply_adds / costs[name].multiply_adds
+                cost = costs[name]
+                per_mac = ratio * costs[base].multiply_adds / cost.multiply_adds
                 lines.append(
-                    f"| {name} | {costs[name].parameters / 1e6:.1f}M | {costs[name].multiply_adds / 1e9:.2f} | {pinned} "
-                    f"| {batch} | {1e3 * times[name] / batch:.1f} | {ratio:.2f} | {per_mac:.2f} |")
+                    f"| {name} | {cost.parameters / 1e6:.1f}M | {cost.multiply_adds / 1e9:.2f} | {pinned} | {batch} "
+                    f"| {1e3 * times[name] / batch:.1f} | {ratio:.2f} | {per_mac:.2f} |")
                 print(lines[-1], flush=True)
     return lines
 

@@ -22,18 +22,16 @@ from timm.layers import (
     Mlp,
     calculate_drop_path_rates,
     get_act_layer,
-    get_device_dtype,
     get_norm_layer,
-    trunc_normal_,
 )
-from timm.models import checkpoint_seq, generate_default_cfgs, named_apply, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .._timm_compat import feature_take_indices
-from ..layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem
+from ..layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem, Stage
 from ..scans import check_scan
-from ._builder import VisionModel, build_model
+from ._builder import build_model
 from ._checkpoint import CheckpointError, check_state_dict, unwrap
+from ._hierarchical import HierarchicalModel
 
 __all__ = ["VMamba"]
 
@@ -77,27 +75,11 @@ class VMambaBlock(nn.Module):
         return x
 
 
-class VMambaStage(nn.Module):
-    """Downsampling, except in the first stage, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
-
-
 _STEMS = {"conv": ConvStem, "patch": PatchStem}
 _DOWNSAMPLES = {"conv": ConvDownsample, "merge": PatchMerging}
 
 
-class VMamba(VisionModel):
+class VMamba(HierarchicalModel):
     """VMamba (arXiv:2401.10166).
 
     Args:
@@ -174,7 +156,7 @@ class VMamba(VisionModel):
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            stages.append(VMambaStage(
+            stages.append(Stage(
                 _DOWNSAMPLES[downsample](dims[i - 1], dim, norm_layer=norm_layer, **dd) if i > 0 else nn.Identity(),
                 [
                     VMambaBlock(
@@ -190,12 +172,6 @@ class VMamba(VisionModel):
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
-    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise as the original does; `needs_reset` also resets what initialised itself at construction."""
-        if mode:
-            raise ValueError(f"mode must be '', got {mode!r}")
-        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
-
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters that the original training did not decay beyond biases and vectors.
@@ -204,110 +180,6 @@ class VMamba(VisionModel):
         marked but decayed all the same.
         """
         return {name for name, _ in self.named_parameters() if name.endswith(".ssm.D")}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(
-            stem=r"^stem",
-            blocks=r"^stages\.(\d+)" if coarse else [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ],
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier, keeping device and dtype; 0 classes remove it, a pool of "" pools nothing."""
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-
-    def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | Sequence[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = "NCHW",
-            intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Run the backbone and keep the outputs of stages.
-
-        Args:
-            x: Images (b, c, h, w).
-            indices: The last n stages if an integer, all if None, else these stages.
-            norm: Apply the final norm to the last stage's output.
-            stop_early: Stop after the last stage needed.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: Return the intermediates only.
-
-        Returns:
-            What `forward_features` returns, and the outputs of the stages before downsampling and norm; or the latter.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        last = len(self.feature_info) - 1
-        intermediates = []
-        x = self.stem(x)
-        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in take_indices:
-                y = self.norm(x) if norm and i == last else x
-                intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
-        if intermediates_only:
-            return intermediates
-        if i == last:
-            x = self.norm(x)
-        return x, intermediates
-
-    def prune_intermediate_layers(
-            self,
-            indices: int | Sequence[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the stages after the last one needed, and on request norm and head; returns the stages kept."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        if max_index < len(self.stages) - 1:
-            # the norm and the classifier fit the last stage only
-            prune_norm = prune_head = True
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        self.stages = self.stages[:max_index + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take_indices
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images (b, c, h, w) to the normalised map (b, h / 32, w / 32, num_features)."""
-        return self.norm(self.stages(self.stem(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify; with `pre_logits`, only pool."""
-        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (b, c, h, w) of any size to logits (b, num_classes)."""
-        return self.forward_head(self.forward_features(x))
-
-
-def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif needs_reset and hasattr(module, "reset_parameters"):
-        module.reset_parameters()
 
 
 # the earliest files use the names on the left
