@@ -1,0 +1,54 @@
+# Everything here runs on a machine that has only Python 3.10 or newer, make and gcc.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+WORK ?= work
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+TIMM_VERSION := $(shell sed -n 's/^timm==//p' constraints.txt)
+
+.PHONY: help demo test test-all lint timm-suite clean
+
+help:
+	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
+	@echo "make test       set up and run the tests that every change must pass"
+	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
+	@echo "make lint       ruff and mypy"
+	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
+	@echo "make clean      remove $(VENV) and $(WORK)"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install -c constraints.txt -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/prepare_digits.py --output $(WORK)/digits
+	$(BIN)/python tools/train.py -c configs/classification/digits/test_vmamba.yaml \
+		--data-dir $(WORK)/digits --output $(WORK)/demo --overwrite
+	$(BIN)/python tools/validate.py --checkpoint $(WORK)/demo/last.pth.tar --data-dir $(WORK)/digits \
+		--results-file $(WORK)/demo/validation.csv
+	$(BIN)/python tools/predict.py $(WORK)/digits/validation --checkpoint $(WORK)/demo/last.pth.tar \
+		--output $(WORK)/demo/predictions.png
+	@echo "pictures: $(WORK)/demo/predictions.png (mistakes first), $(WORK)/demo/curve.png"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: lint
+	$(BIN)/python tests/report.py
+
+timm-suite: $(VENV)/.dev
+	$(BIN)/python tests/timm_suite/run.py $(PATTERNS)
+
+clean:
+	rm -rf $(VENV) $(WORK)

@@ -1,0 +1,62 @@
+"""pytest plugin: makes timm's test_models.py see our models, and only those asked for."""
+import fnmatch
+import os
+
+import pytest
+import timm
+import timm.models
+from timm.models import _registry
+
+PATTERNS = os.environ["VISIONSSM_SUITE_PATTERNS"].split("\n")
+# models whose features are not a 4-D map are tested like timm's vit_*
+TOKEN_MODELS = ["vim_*", "test_vim", "localvim_*", "test_localvim", "plainmamba_*", "test_plainmamba"]
+ONLINE = ("test_model_inference", "test_model_load_pretrained", "test_model_features_pretrained")
+
+tested: set[str] = set()
+
+
+def _match(name: str) -> bool:
+    return any(fnmatch.fnmatch(name.split(".", 1)[0], pattern) for pattern in PATTERNS)
+
+
+def pytest_configure(config):
+    before = set(_registry._model_entrypoints)
+    import visionssm  # noqa: F401
+
+    modules = sorted({_registry._model_to_module[name] for name in set(_registry._model_entrypoints) - before})
+    original = _registry.list_models
+    config.suite_names = [name for name in original() if _match(name)]
+    if not config.suite_names:
+        raise pytest.UsageError(f"no registered model matches {PATTERNS}")
+
+    def list_models(filter="", module="", pretrained=False, exclude_filters="", **kwargs):
+        # timm's file asks by its own lists of modules and names: extend them
+        if isinstance(module, (list, tuple)) and "vision_transformer" in module:
+            module = [*module, *modules]
+        if isinstance(filter, (list, tuple)) and "vit_*" in filter:
+            filter = [*filter, *TOKEN_MODELS]
+        excluded = [exclude_filters] if isinstance(exclude_filters, str) else list(exclude_filters)
+        excluded = [e for e in excluded if e]
+        if "vit_*" in excluded:
+            excluded += TOKEN_MODELS
+        names = original(filter, module, pretrained, excluded or "", **kwargs)
+        return [name for name in names if _match(name)]
+
+    timm.list_models = timm.models.list_models = list_models
+
+
+def pytest_collection_modifyitems(config, items):
+    items[:] = [item for item in items if hasattr(item, "callspec") and item.originalname not in ONLINE
+                and _match(item.callspec.params.get("model_name", ""))]
+
+
+def pytest_collection_finish(session):
+    tested.update(item.callspec.params["model_name"].split(".", 1)[0] for item in session.items)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    missing = sorted(set(session.config.suite_names) - tested)
+    without_cfg = sorted(set(session.config.suite_names) - set(_registry.list_models(name_matches_cfg=True)))
+    if exitstatus == 0 and (missing or without_cfg):
+        print(f"\nno test for: {missing}; no default cfg of its own: {without_cfg}")
+        session.exitstatus = 3
