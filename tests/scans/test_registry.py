@@ -32,6 +32,12 @@ def test_number_of_routes(name, routes):
     assert scan_table(name, 3, 5).shape[0] == routes
 
 
+def test_aliases():
+    assert set(list_scans()) - set(list_scans(aliases=False)) == {"continuous", "local<k>", "skip<k>"}
+    for name, alias in [("snake", "continuous"), ("window3", "local3"), ("atrous3", "skip3")]:
+        assert torch.equal(scan_table(name, 4, 7), scan_table(alias, 4, 7))
+
+
 def test_composition_keeps_order_and_pads_at_the_end():
     table = scan_table("cross+window2_flip+atrous2", 3, 3)
     assert torch.equal(table[:4, :9], scan_table("cross", 3, 3))
