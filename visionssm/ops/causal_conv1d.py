@@ -44,14 +44,12 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
                              f"order {'none' if order is None else order.shape[0]}, bias {sizes[-1]}")
     if order is not None:
         x = _gather(x, order)
-    weight = weight.to(x.dtype)
-    out = x * weight[..., -1]
-    for j in range(1, weight.shape[-1]):
-        if j >= x.shape[1]:
-            break
+    taps = weight.to(x.dtype).movedim(-1, 0).contiguous()  # contiguous channels: several times faster on a CPU
+    out = x * taps[-1] if bias is None else torch.addcmul(bias.to(x.dtype), x, taps[-1])
+    for j in range(1, min(len(taps), x.shape[1])):
         # zeros left of the start: only steps from j on see the token j steps back
-        out = out + torch.nn.functional.pad(x[:, :-j] * weight[..., -1 - j], (0, 0) * (x.ndim - 2) + (j, 0))
-    return out if bias is None else out + bias.to(x.dtype)
+        out[:, j:].addcmul_(x[:, :-j], taps[-1 - j])
+    return out
 
 
 def _gather(x: Tensor, order: Tensor) -> Tensor:
