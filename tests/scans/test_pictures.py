@@ -45,8 +45,10 @@ def test_padding_of_unknown_shape_is_left_out(monkeypatch):
     assert [path.tolist() for path in paths] == [[[0, 1], [0, 0]]]
 
 
-@pytest.mark.parametrize("names", [["zigzag"], ["raster+window3_flip+atrous2"], ["hilbert", "cross", "atrous3"]])
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3), (31, 20)])
+@pytest.mark.parametrize(("names", "size"), [
+    (["raster", "atrous2"], (1, 1)), (["zigzag"], (1, 5)), (["raster+window3_flip+atrous2"], (4, 4)),
+    (["hilbert"], (31, 20)),
+])
 def test_draws_one_panel_per_route(names, size):
     figure = scan_pictures.draw_scans(names, *size)
     panels = [panel for panel in figure.axes if panel.lines]
@@ -62,11 +64,11 @@ def test_nothing_to_draw():
 
 
 def test_tool_writes_a_picture(tmp_path, capsys):
-    file = tmp_path / "new" / "two.png"
-    assert load_tool().main(["scans", "--order", "spiral", "window3", "--height", "4", "--width", "5", "-o", str(file)]) == 0
+    file = tmp_path / "new" / "one.png"
+    assert load_tool().main(["scans", "--order", "spiral", "--height", "4", "--width", "5", "-o", str(file)]) == 0
     assert Image.open(file).format == "PNG"
     assert capsys.readouterr().out == f"{file}\n"
-    assert [path.name for path in file.parent.iterdir()] == ["two.png"]
+    assert [path.name for path in file.parent.iterdir()] == ["one.png"]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

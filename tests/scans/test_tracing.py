@@ -4,8 +4,7 @@ import torch
 from timm.models import create_feature_extractor
 from torch import nn
 
-from visionssm import scans
-from visionssm.scans import direction_table, inverse_table, scan_table
+from visionssm.scans import direction_table, inverse_table, scan_table, tables
 
 
 class Mixer(nn.Module):
@@ -30,7 +29,7 @@ class Mixer(nn.Module):
 @pytest.fixture(autouse=True)
 def fresh():
     """Start from an empty cache and an empty compiler."""
-    for cached in (scans.tables._scan_table, scans.tables._inverse_table, scans.tables._direction_table):
+    for cached in tables._caches:
         cached.cache_clear()
     torch._dynamo.reset()
 

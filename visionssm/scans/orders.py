@@ -55,7 +55,7 @@ def window(height: int, width: int, k: int) -> Tensor:
 @register_scan("continuous", routes=4)
 @register_scan("snake", routes=4)
 def snake(height: int, width: int) -> Tensor:
-    """Rows that turn round at each end, the reverse, columns that turn round, the reverse; every step is to a neighbour.
+    """Rows that turn round at each end, the reverse, columns likewise, the reverse; each step is to a neighbour.
 
     PlainMamba, arXiv:2403.17695, section 3.2.
     """
@@ -149,7 +149,7 @@ def _hilbert_path(width: int, height: int, known: dict[tuple[int, int], Tensor])
 
 @register_scan("zorder", routes=1)
 def zorder(height: int, width: int) -> Tensor:
-    """Quadrant by quadrant in the shape of a Z (Morton, 1966): tokens sorted by the interleaved bits of row and column."""
+    """Quadrant by quadrant, each in the shape of a Z (Morton, 1966): by the interleaved bits of row and column."""
     code = 2 * _spread_bits(torch.arange(height))[:, None] + _spread_bits(torch.arange(width))[None, :]
     return torch.argsort(code.flatten())[None]
 

@@ -78,9 +78,15 @@ def on_change(forget: Callable[[], None]) -> None:
     _on_change.append(forget)
 
 
-def list_scans() -> list[str]:
-    """Registered names, sorted; `<k>` stands for a number."""
-    return sorted(_orders)
+def list_scans(aliases: bool = True) -> list[str]:
+    """Registered names, sorted; `<k>` stands for a number.
+
+    Args:
+        aliases: Also list further names of an order; without them each has the name that it was given first.
+    """
+    if aliases:
+        return sorted(_orders)
+    return sorted({order.fn: name for name, order in reversed(_orders.items())}.values())
 
 
 def check_scan(name: str) -> None:

@@ -19,6 +19,7 @@ from .registry import on_change, parse_scan
 
 # a table of 4 routes on a 200 x 334 map takes 1 MiB; a model of four stages needs four entries per image size
 _CACHE_SIZE = 128
+_caches: list[functools._lru_cache_wrapper] = []
 
 
 def scan_table(
@@ -146,6 +147,7 @@ def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cache a function that builds a table, and let torch.compile take its result as a given tensor of fixed size."""
     cached = functools.lru_cache(_CACHE_SIZE)(build)
     on_change(cached.cache_clear)
+    _caches.append(cached)
 
     @torch.compiler.assume_constant_result
     def hold(name: str, *key) -> str:
@@ -161,7 +163,6 @@ def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return cached(name, height, width, device, *args)
 
     table.__name__ = build.__name__
-    table.cache_info, table.cache_clear = cached.cache_info, cached.cache_clear
     return table
 
 
