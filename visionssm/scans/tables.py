@@ -8,6 +8,7 @@ import functools
 import operator
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +131,7 @@ def _is_traced(*values) -> bool:
     return any(isinstance(value, Proxy) for value in values)
 
 
-def _leave_call(fn: Callable[..., Tensor], *args) -> Proxy:
+def _leave_call(fn: Callable[..., Tensor], *args) -> Any:
     """Keep the call in the graph that torch.fx is tracing: the table depends on the size at run time."""
     tracer = next(arg.tracer for arg in args if isinstance(arg, Proxy))
     return tracer.create_proxy("call_function", fn, args, {})
