@@ -18,7 +18,7 @@ import timm
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "work" / "timm_sdist"
-MARKS = "base or cfg or features or fxforward or fxbackward"
+MARKS = "base or cfg or forward or backward or features or fxforward or fxbackward"
 
 
 def fetch_tests() -> Path:

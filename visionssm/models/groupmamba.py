@@ -536,5 +536,5 @@ def groupmamba_base(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
 @register_model
 def test_groupmamba(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """A pico variant for tests and demonstrations; there are no weights."""
-    args = dict(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1), stem_dim=8)
+    args = dict(dims=(20, 32, 48, 64), depths=(1, 1, 2, 1), stem_dim=8)
     return _create_groupmamba("test_groupmamba", pretrained, **dict(args, **kwargs))

@@ -367,5 +367,5 @@ def vmamba_base_s1l20(pretrained: bool = False, **kwargs: Any) -> VMamba:
 @register_model
 def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """A pico variant for tests and demonstrations; there are no weights."""
-    args = dict(dims=(16, 32, 48, 64), depths=(1, 1, 2, 1))
+    args = dict(dims=(20, 32, 48, 64), depths=(1, 1, 2, 1))
     return _create_vmamba("test_vmamba", pretrained, **dict(args, **kwargs))
