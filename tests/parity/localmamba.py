@@ -13,7 +13,16 @@ from visionssm.layers.tokens import middle_token
 from visionssm.models.localmamba import LocalVim, LocalVMamba, checkpoint_filter_fn, scan_names
 from visionssm.scans import inverse_table, scan_table
 
-from . import Case, Deviation, compare_operator, compare_summary, fill, fill_state_dict, reference_input, registered_names
+from . import (
+    Case,
+    Deviation,
+    compare_operator,
+    compare_summary,
+    fill,
+    fill_state_dict,
+    reference_input,
+    registered_names,
+)
 
 RECORDS = ("local_vssm_*", "local_vim_*")
 FAST = ("local_vssm_tiny", "local_vim_tiny")

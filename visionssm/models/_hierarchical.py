@@ -23,7 +23,7 @@ class HierarchicalModel(VisionModel):
         """Initialise as the original does; `needs_reset` also resets what initialised itself at construction."""
         if mode:
             raise ValueError(f"mode must be '', got {mode!r}")
-        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
+        named_apply(partial(init_module, needs_reset=needs_reset), self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -127,7 +127,8 @@ class HierarchicalModel(VisionModel):
         return self.forward_head(self.forward_features(x))
 
 
-def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
+def init_module(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
+    """Truncated normal weights and no bias for a Linear; other modules reset themselves, if they need it."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
