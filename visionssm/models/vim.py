@@ -58,6 +58,8 @@ class Vim(PlainModel):
         expand: Channels of the scan over channels of the tokens.
         scan: Name of the scan order, see `visionssm.scans`; each of its routes has its own parameters.
         average: Merge the routes by their mean, not their sum.
+        feature_stream: Intermediates are the residual stream after a block; else what the block's mixer gives, as in
+            the published segmentation model of Vim-Ti.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the projections of the mixers.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
@@ -81,6 +83,7 @@ class Vim(PlainModel):
             expand: int = 2,
             scan: str = "bidirectional",
             average: bool = True,
+            feature_stream: bool = True,
             drop_rate: float = 0.0,
             proj_drop_rate: float = 0.0,
             drop_path_rate: float = 0.0,
@@ -98,6 +101,7 @@ class Vim(PlainModel):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.scan = scan
+        self.feature_stream = feature_stream
         self.num_features = self.head_hidden_size = embed_dim
         norm_layer = partial(get_norm_layer(norm_layer), eps=norm_eps)
 
