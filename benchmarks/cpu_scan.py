@@ -4,8 +4,8 @@
 
 Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels), the scan written as a loop over steps
 (all routes and channels at once), and autograd through that loop. Medians; each variant is called in turn, so that a
-disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over a call in a
-fresh process, in tensors of steps x routes x channels x states.
+disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over a call in
+a fresh process, in tensors of steps x routes x channels x states.
 """
 import argparse
 import json
@@ -144,8 +144,8 @@ def main() -> None:
         "# The portable scan on a CPU", "",
         f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {torch.__version__}; `python benchmarks/cpu_scan.py`. Milliseconds, medians.", "",
-        "| shape (batch, tokens, routes x channels, states) | threads | cumsum | forward | forward / cumsum | step loop "
-        "| loop / forward | forward + backward | autograd through the loop | ratio |",
+        "| shape (batch, tokens, routes x channels, states) | threads | cumsum | forward | forward / cumsum "
+        "| step loop | loop / forward | forward + backward | autograd through the loop | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|"]
     for name in SHAPES:
         for threads in args.threads:
@@ -153,8 +153,8 @@ def main() -> None:
             b, height, width, scan, d, n = SHAPES[name]
             k = scan_table(scan, height, width).shape[0]
             lines.append(
-                f"| {name} ({b}, {height * width}, {k} x {d}, {n}) | {threads} | {r['cumsum']:.2f} | {r['forward']:.2f} "
-                f"| {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} | {r['loop'] / r['forward']:.1f} "
+                f"| {name} ({b}, {height * width}, {k} x {d}, {n}) | {threads} | {r['cumsum']:.2f} "
+                f"| {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} | {r['loop'] / r['forward']:.1f} "
                 f"| {r['both']:.1f} | {r['loop_both']:.1f} | {r['loop_both'] / r['both']:.1f} |")
             print(lines[-1], flush=True)
     lines += ["", "Peak extra memory of one call, in tensors of steps x routes x channels x states (float32):", "",

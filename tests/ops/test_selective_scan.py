@@ -102,8 +102,8 @@ def test_portable_equals_reference_in_low_precision(case, dtype):
 @given(case=cases)
 def test_exporters_program_equals_reference(case):
     args, options = make_inputs(**case)
-    scan = canonical(*(args[n] for n in NAMES), *(options[n] for n in ("order", "num_tokens", "u_index", "index", "out")),
-                     None)
+    given_options = (options[n] for n in ("order", "num_tokens", "u_index", "index", "out"))
+    scan = canonical(*(args[n] for n in NAMES), *given_options, None)
     torch.testing.assert_close(selective_scan_doubling(scan), selective_scan_reference(scan), rtol=1e-9, atol=1e-9)
 
 
@@ -194,7 +194,7 @@ def test_recorded_scan():
         np.testing.assert_allclose(grad.numpy().ravel(), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
-# --- torch.library ------------------------------------------------------------------------------------------------------
+# --- torch.library ----------------------------------------------------------------------------------------------------
 
 def test_opcheck():
     args, options = make_inputs(6, rank=2, dtype=torch.float32)
@@ -243,7 +243,7 @@ def test_no_graph_is_kept_without_gradients():
     assert not selective_scan(**args, dt_weight=weight, **options).requires_grad
 
 
-# --- backends and bad input ----------------------------------------------------------------------------------------------
+# --- backends and bad input -------------------------------------------------------------------------------------------
 
 def test_backend_choice(monkeypatch):
     args, options = make_inputs(12)

@@ -3,8 +3,8 @@
     python tests/timm_suite/run.py '*vmamba*' [more patterns]
 
 The tests come from the source distribution of the installed timm version and are run in place against the installed
-package; nothing of them is kept here. A plugin imports visionssm first and narrows timm's listing to the names asked for.
-Left out are TorchScript (declined: `visionssm` models raise an error that says so) and tests that download weights.
+package; nothing of them is kept here. A plugin imports visionssm first and narrows timm's listing to the names asked
+for. Left out are TorchScript (declined: the models raise an error that says so) and tests that download weights.
 """
 import argparse
 import os

@@ -27,7 +27,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
     if has_torch_function_variadic(x, weight):
         return handle_torch_function(causal_conv1d, (x, weight), x, weight, bias=bias, order=order)
     if x.ndim not in (3, 4) or weight.ndim not in (2, 3):
-        raise ValueError(f"x must be (b, L, [k,] d) and weight ([k,] d, W), got {tuple(x.shape)} and {tuple(weight.shape)}")
+        raise ValueError("x must be (b, L, [k,] d) and weight ([k,] d, W), "
+                         f"got {tuple(x.shape)} and {tuple(weight.shape)}")
     if weight.shape[-2] != x.shape[-1]:
         raise ValueError(f"weight has {weight.shape[-2]} channels but x has {x.shape[-1]}")
     if bias is not None and bias.shape[-1] != x.shape[-1]:

@@ -139,7 +139,8 @@ def _check_dtypes(tensors: dict, out_dtype) -> None:
         if t.dtype not in _INPUT_DTYPES:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
         if (t.dtype == torch.float64) != double:
-            raise TypeError(f"{name} is {t.dtype} but u is {tensors['u'].dtype}; float64 does not mix with other dtypes")
+            raise TypeError(f"{name} is {t.dtype} but u is {tensors['u'].dtype}; "
+                            "float64 does not mix with other dtypes")
     state = torch.float64 if double else torch.float32
     for name in ("A", "D", "delta_bias"):
         t = tensors[name]
@@ -147,7 +148,8 @@ def _check_dtypes(tensors: dict, out_dtype) -> None:
             raise TypeError(f"{name} must be {state} (the state's dtype), got {t.dtype}; pass {name}.to({state})")
     weight, delta = tensors["dt_weight"], tensors["delta"]
     if weight is not None and (weight.dtype not in _INPUT_DTYPES or (weight.dtype == torch.float64) != double):
-        raise TypeError(f"dt_weight is {weight.dtype} but delta is {delta.dtype}; float64 does not mix with other dtypes")
+        raise TypeError(f"dt_weight is {weight.dtype} but delta is {delta.dtype}; "
+                        "float64 does not mix with other dtypes")
     order = tensors["order"]
     if order is not None and order.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"order must be int32 or int64, got {order.dtype}")

@@ -6,7 +6,7 @@ from . import operator  # noqa: F401  defines the operators that get a formula
 
 
 def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> int:
-    """2 (9 b T k d N + b T k d), the field's count since VMamba, and 2 b T k d R for a delta of rank R expanded inside."""
+    """2 (9 b T k d N + b T k d), the field's count since VMamba, and 2 b T k d R for a delta expanded from rank R."""
     return 2 * (9 * b * T * k * d * N + b * T * k * d * (1 + R))
 
 
@@ -21,7 +21,8 @@ def _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens) -> in
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan)
-def _forward_flops(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None, **kwargs) -> int:
+def _forward_flops(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None,
+                   **kwargs) -> int:
     return _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens)
 
 

@@ -3,13 +3,13 @@
 The sequence is cut into segments, a segment into groups of equal length. All groups of a segment advance together, one
 step at a time, from a zero state; then the true entry state of each group follows from its predecessor's, and its
 decayed image is added. So a step works on (groups, batch, routes, states, channels) at once: groups are chosen so that
-this is large enough to hide the cost of an operator call, segments so that the working set stays in cache. When one step
-is large enough by itself there is one group, and no image to add.
+this is large enough to hide the cost of an operator call, segments so that the working set stays in cache. When one
+step is large enough by itself there is one group, and no image to add.
 """
 import threading
 from collections.abc import Iterator
 from math import isqrt, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ _BLOCK = 1 << 19  # elements of one working tensor of a segment: 2 MiB, so that 
 class _Scratch(threading.local):
     """Working memory that outlives a call: fresh pages cost a CPU more than the arithmetic done on them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def _segments(scan: Scan) -> Iterator[_Segment]:
         yield _Segment(start, groups, length, tokens, tokens * K + routes, valid)
 
 
-# --- moving between storage (b, S, 1 or K, c) and steps (length, groups, b, K, c) ---------------------------------------
+# --- moving between storage (b, S, 1 or K, c) and steps (length, groups, b, K, c) -------------------------------------
 
 def _steps(x: Tensor, segment: _Segment) -> Tensor:
     return x[:, segment.start:segment.stop].unflatten(1, (segment.groups, segment.length)).permute(2, 1, 0, 3, 4)
@@ -194,7 +194,7 @@ def _take(x: Tensor, segment: _Segment, by_step: bool, routes: int, like: Tensor
     return rows if segment.valid is None else rows.mul_(segment.valid)
 
 
-def _read(scan: Scan, segment: _Segment, like: Tensor, slope: bool = False) -> tuple[Tensor, ...]:
+def _read(scan: Scan, segment: _Segment, like: Tensor, slope: bool = False) -> tuple[Any, ...]:
     """u, delta after the softplus, B, C as scanned, and if asked for the softplus' derivative."""
     K = scan.routes
     u = _take(scan.u, segment, scan.u_by_step, K, like, "u")
@@ -224,7 +224,7 @@ def _share(grad: Tensor, like: Tensor) -> Tensor:
     return grad.to(like.dtype).contiguous()
 
 
-# --- the recurrence, on (length, groups, b, K, N, d) --------------------------------------------------------------------
+# --- the recurrence, on (length, groups, b, K, N, d) ------------------------------------------------------------------
 
 def _decay(delta: Tensor, A: Tensor) -> Tensor:
     shape = *delta.shape[:-1], *A.shape[1:]
@@ -240,7 +240,7 @@ def _input(delta: Tensor, u: Tensor, B: Tensor) -> Tensor:
 
 
 def _sum_states(h: Tensor, weight: Tensor | None, name: str) -> Tensor:
-    """Sum of h (..., N, d) over its states, weighted by (..., N), by rates (K, N, d), or plainly, as a tensor to keep."""
+    """Sum of h (..., N, d) over its states, weighted by (..., N), by rates (K, N, d), or plainly."""
     out = _scratch.get(name, (*h.shape[:-2], h.shape[-1]), h)
     if weight is None:
         return out.copy_(h.squeeze(-2))
@@ -295,14 +295,15 @@ def _retreat(decay: Tensor, g: Tensor, later: Tensor) -> Tensor:
         x[t].addcmul_(a[t + 1], x[t + 1])
         torch.mul(p[t + 1], a[t + 1], out=p[t])
     entries = []
-    for first, product, rate in zip(reversed(x[0].unbind()), reversed(p[0].unbind()), reversed(a[0].unbind()), strict=True):
+    firsts = (reversed(tensor[0].unbind()) for tensor in (x, p, a))
+    for first, product, rate in zip(*firsts, strict=True):
         entries.append(later)
         later = torch.addcmul(first, product, later).mul_(rate)
     g.addcmul_(products, torch.stack(entries[::-1]))
     return later
 
 
-# --- the step size ------------------------------------------------------------------------------------------------------
+# --- the step size ----------------------------------------------------------------------------------------------------
 
 def _step_size(scan: Scan, segment: _Segment, like: Tensor) -> Tensor:
     """Step sizes before the softplus, as scanned, (length, groups, b, 1 or K, d), to be overwritten.
