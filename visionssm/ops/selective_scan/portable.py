@@ -35,7 +35,8 @@ class _Scratch(threading.local):
             return like.new_empty(shape)
         buffer = self.buffers.get((name, like.dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[name, like.dtype] = torch.empty(max(size, _BLOCK), dtype=like.dtype)
+            with torch.inference_mode(False):  # it may be used for training later
+                buffer = self.buffers[name, like.dtype] = torch.empty(max(size, _BLOCK), dtype=like.dtype)
         return buffer[:size].view(shape)
 
 
