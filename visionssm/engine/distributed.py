@@ -66,9 +66,18 @@ def start(device_name: str, backend: str | None, timeout: float) -> tuple[torch.
     return device, World(rank, local_rank, size)
 
 
-def stop() -> None:
-    """Leave the group of processes."""
-    if dist.is_initialized():
+class PeerLostError(UserError):
+    """Another process of the run died or stopped answering."""
+
+
+def is_peer_failure(error: RuntimeError) -> bool:
+    """Return whether an error comes from the communication between processes; gloo raises plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "Connection closed" in str(error)
+
+
+def stop(peers_answer: bool = True) -> None:
+    """Leave the group of processes; without a goodbye when there is nobody to hear it."""
+    if dist.is_initialized() and peers_answer:
         dist.destroy_process_group()
 
 

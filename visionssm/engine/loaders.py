@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,27 @@ from visionssm.engine.sampling import EpochBatches, EvaluationIndices
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
+def explained(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield from a loader, giving errors of its processes as the one sentence they were there.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except UserError as error:
+            # torch puts the worker's traceback into the message; its last line is "package.Error: sentence"
+            text = str(error)
+            if "Original Traceback" not in text:
+                raise
+            raise type(error)(text.strip().splitlines()[-1].split(": ", 1)[1]) from None
+        yield batch
+
+
 class DeviceBatches:
     """Moves uint8 batches to the device and normalises them there."""
 
@@ -35,7 +56,7 @@ class DeviceBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.loader:
+        for images, labels in explained(self.loader):
             images = images.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
             yield images, labels.to(self.device, non_blocking=True)
 
@@ -72,7 +93,7 @@ class TrainLoader:
             self.sampler.start_at(epoch, first_batch)
         elif hasattr(self.batches.dataset, "set_epoch"):
             self.batches.dataset.set_epoch(epoch)
-        return iter(self.batches)
+        return iter(self.batches) if self.sampler is not None else explained(self.batches)
 
     def augment(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
         """Erase and mix a normalised batch."""

@@ -43,6 +43,8 @@ class RunFolder:
         if self.claimed:
             return
         self.claimed = True
+        for leftover in self.path.glob(".*.tmp"):  # of writes that a kill cut short
+            leftover.unlink()
         if not resumed:
             for old in (
                 *run_checkpoints(self.path),

@@ -32,18 +32,20 @@ _logger = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the training command and return its exit code: 0 done, 2 a user's error, 128 + n stopped by signal n."""
+    peers_answer = True
     try:
         args = parse_args(argv)
         with StopRequest() as stop:
             train(args, stop)
     except UserError as error:
+        peers_answer = not isinstance(error, distributed.PeerLostError)
         print(f"train: {error}", file=sys.stderr, flush=True)
         return 2
     except Interrupted as interruption:
         _logger.info("stopped by %s; continue with --resume auto", interruption)
         return interruption.exit_code
     finally:
-        distributed.stop()
+        distributed.stop(peers_answer)
     return 0
 
 

@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from visionssm.engine.checkpoints import AtomicSaver
-from visionssm.engine.distributed import World
+from visionssm.engine.distributed import PeerLostError, World, is_peer_failure
 from visionssm.engine.errors import UserError
 from visionssm.engine.evaluation import evaluate
 from visionssm.engine.loaders import TrainLoader
@@ -158,8 +158,22 @@ class Trainer:
             config=vars(self.args),
         )
         result: dict[str, float] = {}
-        while self.epoch < self.epochs:
-            result = self._run_epoch(stop)
+        try:
+            while self.epoch < self.epochs:
+                result = self._run_epoch(stop)
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # raised from a signal handler, wherever the loop is
+                raise UserError(
+                    f"a loader process died in epoch {self.epoch + 1} after step {self.step} (killed from outside, "
+                    f"often for lack of memory: {str(error).splitlines()[0]}); lower --workers or --batch-size and "
+                    "continue with --resume auto"
+                ) from error
+            if self.world.size > 1 and is_peer_failure(error):
+                raise PeerLostError(
+                    f"process {self.world.rank} lost contact with another one in epoch {self.epoch + 1} after step "
+                    f"{self.step} ({str(error).splitlines()[0][:200]}); restart all with --resume auto"
+                ) from error
+            raise
         if self.saver is not None and self.saver.best_metric is not None:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
             _logger.info(
@@ -219,7 +233,7 @@ class Trainer:
         )
         if self.step == self.steps:
             return  # interrupted during the evaluation
-        for step, (images, labels) in enumerate(self._batches(), self.step):
+        for step, (images, labels) in enumerate(self.train_loader.epoch(self.epoch, self.step), self.step):
             seed_everything(self.args.seed, "step", self.epoch, step, self.world.rank)
             images, labels = self.train_loader.augment(images, labels)
             if self.args.channels_last:
@@ -246,25 +260,6 @@ class Trainer:
                 self._store_if_asked(stop)
         progress.close()
         self.step = self.steps
-
-    def _batches(self):
-        iterator = self.train_loader.epoch(self.epoch, self.step)
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except UserError:
-                raise
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise UserError(
-                    f"a loader process died in epoch {self.epoch + 1} (killed from outside, often for lack "
-                    f"of memory: {str(error).splitlines()[0]}); lower --workers or --batch-size and "
-                    "continue with --resume auto"
-                ) from error
-            yield batch
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, in_update: int) -> torch.Tensor:
         with self.autocast():
