@@ -148,7 +148,7 @@ class TestRefused:
     @pytest.mark.parametrize("name", ["localvim_tiny", "localvmamba_tiny"])
     def test_another_number_of_routes(self, name):
         model = timm.create_model(name, scan="bidirectional", device="meta")
-        with pytest.raises(CheckpointError, match="trained with 4 routes in a block, but the model's scan order has 2"):
+        with pytest.raises(CheckpointError, match="trained with 4 routes, but scan='bidirectional' has 2"):
             checkpoint_filter_fn(meta_weights(NAMES[name]), model)
 
     def test_other_rotary_tables(self):

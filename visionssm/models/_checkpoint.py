@@ -203,6 +203,20 @@ def check_state_dict(
     raise CheckpointError("\n".join(lines))
 
 
+def check_routes(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that converted weights hold parameters for as many routes as the scan order of each mixer has.
+
+    Raises:
+        CheckpointError: they were made for another number of routes.
+    """
+    for name, mixer in model.named_modules():
+        weight = state_dict.get(f"{name}.ssm.x_proj_weight")
+        if weight is not None and weight.ndim == 3 and weight.shape[0] != mixer.ssm.routes:
+            raise CheckpointError(
+                f"the checkpoint was trained with {weight.shape[0]} routes, but scan={mixer.scan!r} has "
+                f"{mixer.ssm.routes}; use a scan order of {weight.shape[0]} routes")
+
+
 def _listing(title: str, names: Sequence[str], shapes: Mapping[str, tuple]) -> list[str]:
     if not names:
         return []

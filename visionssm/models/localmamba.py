@@ -38,7 +38,7 @@ from ..layers import (
 )
 from ..scans import check_scan
 from ._builder import build_model
-from ._checkpoint import CheckpointError, check_state_dict, identify, unwrap
+from ._checkpoint import CheckpointError, check_routes, check_state_dict, identify, unwrap
 from ._hierarchical import HierarchicalModel, init_module
 from ._plain import PlainModel, fit_pos_embed
 
@@ -444,7 +444,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: LocalVMamba | LocalV
         out = _convert_localvim(source, model)
     else:
         out = _convert_localvmamba(source, model)
-    _check_routes(out, model)
+    check_routes(out, model)
     check_state_dict(out, model, source)
     return out
 
@@ -513,14 +513,6 @@ def _drop_rotary_tables(out: dict[str, Tensor], model: LocalVim) -> None:
                 f"rope.freqs_{kind} of the checkpoint differs from the table that the model computes for a grid of "
                 f"{' x '.join(map(str, model.rope.grid_size))}; only the published positions (0 to 14 along each side) "
                 "and frequencies (base 10000) are supported")
-
-
-def _check_routes(out: dict[str, Tensor], model: LocalVMamba | LocalVim) -> None:
-    for name, value in model.state_dict().items():
-        if name.endswith(".ssm.x_proj_weight") and name in out and out[name].shape[0] != value.shape[0]:
-            raise CheckpointError(
-                f"the checkpoint was trained with {out[name].shape[0]} routes in a block, but the model's scan order "
-                f"has {value.shape[0]} at {name}; use scan orders of {out[name].shape[0]} routes")
 
 
 _RELEASES = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"

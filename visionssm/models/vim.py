@@ -7,7 +7,6 @@ Original code and weights: https://github.com/hustvl/Vim (Apache-2.0)
 The published models of February 2024: class token in the middle of the patch tokens, learned position embedding, two
 directions with parameters of their own. Images of any size from a patch on work: the position embedding is resampled.
 """
-import logging
 import math
 import re
 from functools import partial
@@ -19,15 +18,13 @@ from timm.layers import calculate_drop_path_rates, get_norm_layer, to_2tuple, tr
 from timm.models import generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
-from ..layers import PatchEmbed, RouteMixer, StreamBlock, resample_pos_embed
-from ..scans import check_scan, num_routes, scan_table
+from ..layers import PatchEmbed, RouteMixer, StreamBlock
+from ..scans import check_scan, scan_table
 from ._builder import build_model
-from ._checkpoint import CheckpointError, check_state_dict, unwrap
-from ._plain import PlainModel
+from ._checkpoint import CheckpointError, check_routes, check_state_dict, unwrap
+from ._plain import PlainModel, fit_pos_embed
 
 __all__ = ["Vim"]
-
-_logger = logging.getLogger(__name__)
 
 
 class VimMixer(RouteMixer):
@@ -195,9 +192,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Vim) -> dict[str, Te
             "the checkpoint is of a Vim from before February 2024, without class token, as used for detection and "
             "segmentation; only the models with a middle class token ('midclstok') are supported")
     out = source if "blocks.0.mixer.ssm.D" in source else _stack(source)
-    _check_routes(out, model)
+    check_routes(out, model)
     if "pos_embed" in out:
-        out = dict(out, pos_embed=_fit_pos_embed(out["pos_embed"], model))
+        _refuse_stride8(out["pos_embed"], model)
+        out = dict(out, pos_embed=fit_pos_embed(out["pos_embed"], model))
     check_state_dict(out, model, source)
     return out
 
@@ -214,33 +212,14 @@ def _stack(source: dict[str, Any]) -> dict[str, Tensor]:
     return {re.sub(r"^norm_f\.", "norm.", re.sub(r"^layers\.", "blocks.", name)): value for name, value in out.items()}
 
 
-def _check_routes(out: dict[str, Tensor], model: Vim) -> None:
-    weight = out.get("blocks.0.mixer.ssm.x_proj_weight")
-    routes = num_routes(model.scan)
-    if weight is not None and weight.ndim == 3 and weight.shape[0] != routes:
+def _refuse_stride8(pos_embed: Tensor, model: Vim) -> None:
+    stride, tokens = model.patch_embed.stride, model.pos_embed.shape[1]
+    of_stride8 = pos_embed.ndim == 3 and pos_embed.shape[1] == _STRIDE8_GRID ** 2 + 1
+    if of_stride8 and tokens != pos_embed.shape[1] and stride == model.patch_embed.patch_size:
         raise CheckpointError(
-            f"the checkpoint was trained with {weight.shape[0]} routes, but scan={model.scan!r} has {routes}; "
-            f"use a scan order of {weight.shape[0]} routes")
-
-
-def _fit_pos_embed(pos_embed: Tensor, model: Vim) -> Tensor:
-    expected = model.pos_embed.shape
-    if pos_embed.ndim != 3 or pos_embed.shape[1] == expected[1] or pos_embed.shape[2] != expected[2]:
-        return pos_embed
-    patches, stride, patch_size = pos_embed.shape[1] - 1, model.patch_embed.stride, model.patch_embed.patch_size
-    side = math.isqrt(max(patches, 0))
-    grid = " x ".join(map(str, model.grid_size))
-    if side == _STRIDE8_GRID and stride == patch_size:
-        raise CheckpointError(
-            f"the checkpoint is of a Vim with stride 8: its position embedding is of {side} x {side} patches; this "
-            f"model has stride {stride} and {grid} patches, use its variant with the ending '_stride8'")
-    if side * side != patches:
-        raise CheckpointError(
-            f"the position embedding of the checkpoint has {pos_embed.shape[1]} entries, which is no square grid and a "
-            f"class token, so it cannot be resampled to the model's {grid} patches; build the model with the img_size "
-            "that the checkpoint was trained at, load, then call set_input_size")
-    _logger.warning("the position embedding of the checkpoint is resampled: %d x %d to %s patches", side, side, grid)
-    return resample_pos_embed(pos_embed, (side, side), model.grid_size, with_middle_token=True)
+            f"the checkpoint is of a Vim with stride 8: its position embedding is of {_STRIDE8_GRID} x {_STRIDE8_GRID} "
+            f"patches; this model has stride {stride} and {' x '.join(map(str, model.grid_size))} patches, use its "
+            "variant with the ending '_stride8'")
 
 
 def _cfg(repository: str = "", file: str = "", **kwargs: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from ..layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem, Stage
 from ..scans import check_scan
 from ._builder import build_model
-from ._checkpoint import CheckpointError, check_state_dict, unwrap
+from ._checkpoint import check_routes, check_state_dict, unwrap
 from ._hierarchical import HierarchicalModel
 
 __all__ = ["VMamba"]
@@ -230,15 +230,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: VMamba) -> dict[str,
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     for name, value in out.items():
         shape = shapes.get(name)
-        if name.endswith(".ssm.x_proj_weight") and shape is not None and value.shape[0] != shape[0]:
-            raise CheckpointError(
-                f"the checkpoint was trained with {value.shape[0]} routes, but scan={model.scan!r} has {shape[0]}; "
-                f"use a scan order of {value.shape[0]} routes")
         # published A_log and D have no axis for the route; projections may be stored as 1 x 1 convolutions
         if shape is not None and name.endswith((".ssm.A_log", ".ssm.D")) and value.ndim == len(shape) - 1:
             out[name] = value.reshape(shape) if value.numel() == shape.numel() else value
         elif _PROJECTION.search(name) and value.ndim == 4:
             out[name] = value.flatten(1)
+    check_routes(out, model)
     check_state_dict(out, model, source)
     return out
 
