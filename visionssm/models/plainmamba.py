@@ -133,11 +133,12 @@ class DirectionalMixer(nn.Module):
             steps = inverse_table(self.scan, height, width, u.device).clamp(min=0)
             codes = codes.gather(1, steps.long())
         delta, b, c = self.x_proj(u).split(self.splits, dim=-1)
+        # all routes share the step size, so it is expanded once; its bias is added inside the scan
+        delta = F.linear(delta, self.dt_proj.weight)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
             u, delta, -torch.exp(state_dtype(self.A_log)), b, c, state_dtype(self.D),
-            2 * state_dtype(self.dt_proj.bias), dt_weight=self.dt_proj.weight, order=order, index=self.scan_index,
-            out=out, out_dtype=self.D.dtype)
+            2 * state_dtype(self.dt_proj.bias), order=order, index=self.scan_index, out=out, out_dtype=self.D.dtype)
 
     def convolve(self, x: Tensor, height: int, width: int) -> Tensor:
         """Depthwise convolution and activation of tokens (b, L, d) as a map."""
