@@ -3,8 +3,8 @@
     python benchmarks/kernel_resources.py [--shapes VMamba] [--targets sm_90 sm_80 gfx942] [--output benchmarks/results]
 
 Writes kernel_resources.json and kernel_resources.md: registers, spilled bytes, shared memory, instructions and
-special-function instructions (MUFU) of every kernel that a model's shape launches, forward and backward, in bfloat16 and
-float32. Fails if a kernel spills registers on an NVIDIA target. Nothing is run and nothing is timed.
+special-function instructions (MUFU) of every kernel that a model's shape launches, forward and backward, in bfloat16
+and float32. Fails if a kernel spills registers on an NVIDIA target. Nothing is run and nothing is timed.
 """
 import argparse
 import json
@@ -29,7 +29,8 @@ from triton.compiler import ASTSource
 from visionssm.ops.selective_scan import contract
 from visionssm.ops.selective_scan.triton import config, launch
 
-TARGETS = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_80": GPUTarget("cuda", 80, 32),
+           "gfx942": GPUTarget("hip", "gfx942", 64)}
 KERNELS = {name: getattr(launch, name) for name in (
     "selective_scan_fwd_kernel", "selective_scan_bwd_kernel", "join_segments_kernel", "merge_routes_kernel",
     "gather_sum_kernel")}
@@ -115,12 +116,16 @@ def nvidia_usage(compiled) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run([_TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
-        sass = subprocess.run([_TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.stdout)}
+        usage = _output(_TOOLS / "cuobjdump", "-res-usage", file.name)
+        sass = _output(_TOOLS / "nvdisasm", "-c", file.name)
+    found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     code = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass))
-    return {"registers": found["REG"], "spill": found["STACK"] + found["LOCAL"], "instructions": code.total() - code["NOP"],
-            "mufu": code["MUFU"], "shuffles": code["SHFL"], "local": code["LDL"] + code["STL"]}
+    return {"registers": found["REG"], "spill": found["STACK"] + found["LOCAL"],
+            "instructions": code.total() - code["NOP"], "mufu": code["MUFU"], "shuffles": code["SHFL"]}
+
+
+def _output(*command) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def amd_usage(compiled) -> dict:
@@ -129,10 +134,11 @@ def amd_usage(compiled) -> dict:
     def value(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
 
-    return {"registers": value("vgpr_count"), "spill": 4 * value("vgpr_spill_count") + value("private_segment_fixed_size"),
+    return {"registers": value("vgpr_count"),
+            "spill": 4 * value("vgpr_spill_count") + value("private_segment_fixed_size"),
             "instructions": len(re.findall(r"^\s+[vsdg][a-z]*_\w+", text, re.M)),
             "mufu": len(re.findall(r"^\s+v_(?:exp|log|rcp|sqrt|rsq)_f32", text, re.M)),
-            "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M)), "local": None}
+            "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M))}
 
 
 class Compiler:
@@ -153,13 +159,18 @@ class Compiler:
             return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
-def describe(constants: dict, signature: dict) -> str:
-    parts = []
-    if "ends" in signature:
-        parts.append("ends" if constants.get("ends", 0) is not None else
-                     "backward" if "grad" in signature else "save" if constants.get("states", 0) is not None else "forward")
-        parts.append(f"{constants['BLOCK']} x {constants['TURN']}")
-    return " ".join(parts)
+def describe(name: str, constants: dict) -> str:
+    """A launch in words: which pass of the scan, and its block of channels x steps."""
+    label = name.removesuffix("_kernel")
+    if "TURN" not in constants:
+        return label
+    if "ends" not in constants:
+        task = " first pass"
+    elif name == "selective_scan_fwd_kernel":
+        task = "" if "states" in constants else " saving states"
+    else:
+        task = ""
+    return f"{label}{task} {constants['BLOCK']} x {constants['TURN']}"
 
 
 def table(results: list[dict]) -> str:
@@ -179,28 +190,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for kernel_resources.json and .md")
     args = parser.parse_args()
 
-    compiler, results, seen = Compiler(), [], {}
+    compiler, results, seen = Compiler(), [], set()
     for shape in MODEL_SHAPES:
         if not any(part in shape.name for part in args.shapes):
             continue
         for dtype in args.dtypes:
             for name, specialisation, options in record(shape, getattr(torch, dtype), 4 if shape.batch < 128 else 1):
-                signature, constants, attributes = specialisation
                 for target in args.targets:
-                    key = repr((name, sorted(signature.items()), sorted(constants.items(), key=str), attributes, target))
-                    if key in seen:
+                    job = name, specialisation, options, target
+                    if repr(job) in seen:
                         continue
-                    usage = seen[key] = compiler(name, specialisation, options, target)
-                    label = f"{name.removesuffix('_kernel')} {describe(constants, signature)}".strip()
-                    results.append(dict(shape=shape.name, dtype=dtype, kernel=label, target=target, **usage))
+                    seen.add(repr(job))
+                    results.append(dict(shape=shape.name, dtype=dtype, kernel=describe(name, specialisation[1]),
+                                        target=target, **compiler(*job)))
                     print(table(results[-1:]).splitlines()[-1], flush=True)
     if args.output:
         write(args.output, results, sys.argv)
-    spilled = [r for r in results if r.get("spill") and r["target"].startswith("sm_")]
-    failed = [r for r in results if "error" in r and r["target"].startswith("sm_")]
-    for r in spilled + failed:
-        print(f"FAILED: {r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error') or str(r['spill']) + ' bytes spilled'}")
-    sys.exit(1 if spilled or failed else 0)
+    failures = [f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
+                for r in results if r["target"].startswith("sm_") and r.get("spill") != 0]
+    if failures:
+        sys.exit("FAILED\n" + "\n".join(failures))
 
 
 def write(folder: Path, results: list[dict], argv: list[str]) -> None:
@@ -209,9 +218,9 @@ def write(folder: Path, results: list[dict], argv: list[str]) -> None:
     (folder / "kernel_resources.json").write_text(json.dumps(header | {"kernels": results}, indent=1) + "\n")
     (folder / "kernel_resources.md").write_text(
         "# What the scan's kernels use\n\n"
-        f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}). Compiled ahead of time; "
-        "nothing was run or timed.\nA kernel shared by several shapes is listed at the first. Registers are per thread, "
-        "shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n")
+        f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}).\n"
+        "Compiled ahead of time; nothing was run or timed. A kernel shared by several shapes is listed at the first.\n"
+        "Registers are per thread, shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n")
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def make_inputs(shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch
     step = torch.exp(torch.rand(K, d, generator=generator) * 4.6 - 6.9)
     inputs = dict(
         u=normal(b, S if shape.u_by_step else L, *((K, ) if shape.own_input else ()), d).to(device, dtype), delta=delta,
-        A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device), B=B, C=C, D=torch.ones(K, d, device=device),
-        delta_bias=(step + torch.log(-torch.expm1(-step))).to(device), order=order)
+        A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device), B=B, C=C,
+        D=torch.ones(K, d, device=device), delta_bias=(step + torch.log(-torch.expm1(-step))).to(device), order=order)
     if shape.rank:
         inputs["dt_weight"] = (normal(K, d, rank) * rank**-0.5).to(device)
     if shape.by_step:

@@ -1,6 +1,8 @@
 """The public function, the choice of backend, and the registration with torch.library."""
 import logging
 import os
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from .reference import selective_scan_reference
 _logger = logging.getLogger(__name__)
 _BACKENDS = ("triton", "portable", "reference")
 _told: set[str] = set()
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def selective_scan(
@@ -91,12 +94,19 @@ def selective_scan(
 
 def available_backends() -> list[str]:
     """The backends that can run on this machine, the preferred one first."""
-    return [name for name in _BACKENDS if name != "triton" or _why_no_triton("cuda") is None]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return [name for name in _BACKENDS if name != "triton" or _why_no_triton(device, torch.float32) is None]
 
 
-def _why_no_triton(device_type: str) -> str | None:
+def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the Triton backend cannot run on a device, or None if it can."""
-    return "the Triton kernels are not built yet"
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "its kernels need a GPU (for tests, TRITON_INTERPRET=1 in the environment interprets them on a CPU)"
+    if dtype == torch.float64:
+        return "its kernels take float32, bfloat16 and float16, not float64"
+    return None
 
 
 def _choose_backend(backend: str | None, u: Tensor) -> str:
@@ -104,7 +114,7 @@ def _choose_backend(backend: str | None, u: Tensor) -> str:
     if forced is None:
         if u.device.type != "cuda":
             return "portable"
-        reason = _why_no_triton("cuda")
+        reason = _why_no_triton("cuda", u.dtype)
         if reason is None:
             return "triton"
         if reason not in _told:
@@ -115,7 +125,7 @@ def _choose_backend(backend: str | None, u: Tensor) -> str:
         where = "backend" if backend else "VISIONSSM_BACKEND"
         raise ValueError(f"unknown {where} {forced!r}; expected one of {', '.join(_BACKENDS)}")
     if forced == "triton":
-        reason = _why_no_triton(u.device.type)
+        reason = _why_no_triton(u.device.type, u.dtype)
         if reason is not None:
             raise RuntimeError(f"the Triton backend cannot run on {u.device}: {reason}; "
                                "use backend='portable' or unset VISIONSSM_BACKEND")
@@ -123,7 +133,8 @@ def _choose_backend(backend: str | None, u: Tensor) -> str:
 
 
 def _implementation(backend: str):
-    return portable
+    # triton is imported by the first call that needs it: it exists on few platforms
+    return import_module(f"{__package__}.triton") if backend == "triton" else portable
 
 
 _library = torch.library.Library("visionssm", "DEF")

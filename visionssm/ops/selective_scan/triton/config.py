@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-CHUNK_SINGLE = 16  # steps between two saved states with one state per channel: 4 / 16 bytes per element and route
+CHUNK_SINGLE = 8  # steps between two saved states with one state per channel: half a byte per element and route
 CHUNK_MULTI = 64  # with several: N / 16 bytes
 SEGMENT = 256  # a sequence is not split into segments shorter than this
 _WARPS_PER_SM = 6  # what the scan needs to hide the latency of its loads at half rate
@@ -24,18 +24,20 @@ def chunk(states: int) -> int:
     return CHUNK_SINGLE if states == 1 else CHUNK_MULTI
 
 
-def forward_blocks(channels: int, states: int) -> Blocks:
-    """Blocks of the forward scan for `channels` channels of `states` states (a power of two)."""
+def forward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -> Blocks:
+    """Blocks of the forward scan; `states` is a power of two, `dtype` that of the products of a low-rank delta."""
+    half = dtype.itemsize == 2
     if states == 1:
-        return Blocks(_cut(channels, 128 if channels % 128 == 0 and channels >= 384 else 64), 16, 1)
-    return Blocks(_cut(channels, min(64, max(16, 1024 // states))), 8 if states <= 16 else 4, 1)
+        return Blocks(_cut(channels, 128 if half and channels % 128 == 0 and channels >= 384 else 64), 16, 1)
+    block = min(64, max(16, (1024 if half else 512) // states))
+    return Blocks(_cut(channels, block), 8 if states <= 16 else 4, 1)
 
 
-def backward_blocks(channels: int, states: int) -> Blocks:
-    """Blocks of the backward scan; with several states a turn's states are kept in registers, so it is short."""
+def backward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -> Blocks:
+    """Blocks of the backward scan: a turn's states are kept in registers, so turns are shorter."""
     if states == 1:
-        return Blocks(_cut(channels, 64), 16, 1)
-    return Blocks(_cut(channels, min(64, max(16, 512 // states))), 4, 1)
+        return Blocks(_cut(channels, 32 if dtype.itemsize > 2 and rank > 16 else 64), 8, 1)
+    return Blocks(_cut(channels, min(64, max(16, 256 // states))), 4, 1)
 
 
 def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int:

@@ -4,9 +4,9 @@ from torch import Tensor
 
 from ..contract import Scan
 from . import config
+from .merge import gather_sum_kernel, merge_routes_kernel
 from .scan_backward import selective_scan_bwd_kernel
 from .scan_forward import selective_scan_fwd_kernel
-from .merge import gather_sum_kernel, merge_routes_kernel
 from .split import join_segments_kernel
 from .tables import TableUse, Visits, table_use, table_visits
 
@@ -47,7 +47,7 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
     arguments = _arguments(scan, u, use)
     if late_skip:
         arguments["D"] = None
-    blocks = config.forward_blocks(d, arguments["STATES"])
+    blocks = config.forward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
     programs, segments, segment_steps = _grid(scan, blocks)
     arguments |= dict(segments=segments, segment_steps=segment_steps, BLOCK=blocks.channels, TURN=blocks.turn,
                       CHUNK=config.chunk(scan.states), chunks=states_shape(scan)[2], num_warps=blocks.warps,
@@ -55,7 +55,8 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
     entries = None
     if segments > 1:
         entries, sums = _ends(scan, segments)
-        selective_scan_fwd_kernel[(programs, )](out=None, states=None, ends=entries, sums=sums, entries=None, **arguments)
+        selective_scan_fwd_kernel[(programs, )](out=None, states=None, ends=entries, sums=sums, entries=None,
+                                                **arguments)
         _join(entries, sums, scan, segments, reverse=False)
     selective_scan_fwd_kernel[(programs, )](out=y, states=states, ends=None, sums=None, entries=entries, **arguments)
 
@@ -74,7 +75,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     full, repeats = use is None or use.full, use is not None and use.repeats
     u, grad = _dense(scan.u), _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
     arguments = _arguments(scan, u, use)
-    blocks = config.backward_blocks(d, arguments["STATES"])
+    blocks = config.backward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
     programs, segments, segment_steps = _grid(scan, blocks)
     chunk, count = config.chunk(n), -(-d // blocks.channels)
     du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
@@ -127,13 +128,14 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
             _sum_images(dD, scan.D), _sum_images(dbias, scan.delta_bias), dweight)
 
 
-# --- arguments and grids ------------------------------------------------------------------------------------------------
+# --- arguments and grids --------------------------------------------------------------------------------------------
 
 def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
     """The arguments that the forward and the backward kernel share."""
     delta, B = _dense(scan.delta), _dense(scan.B)
     C = None if scan.C is None else _dense(scan.C)
-    A, D, bias, weight = (None if t is None else t.contiguous() for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight))
+    A, D, bias, weight = (None if t is None else t.contiguous()
+                          for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight))
     rank = 0 if weight is None else weight.shape[2]
     arguments = dict(
         weight=weight, bias=bias, A=A, D=D, order=None if use is None else use.entries,
@@ -165,7 +167,8 @@ def _logarithm(scan: Scan) -> str:
 
 def _precision(scan: Scan) -> str:
     """How float32 products of the low-rank delta are taken: three TF32 products where the exact one would cost more."""
-    return "tf32x3" if scan.dt_weight is not None and scan.dt_weight.shape[2] > 16 and torch.version.hip is None else "ieee"
+    high_rank = scan.dt_weight is not None and scan.dt_weight.shape[2] > 16
+    return "tf32x3" if high_rank and torch.version.hip is None else "ieee"
 
 
 def _grid(scan: Scan, blocks: config.Blocks) -> tuple[int, int, int]:
@@ -200,7 +203,7 @@ def _buffer(shape: tuple[int, ...], all_written: bool, like: Tensor, dtype: torc
     return like.new_empty(shape, dtype=dtype) if all_written else like.new_zeros(shape, dtype=dtype)
 
 
-# --- the small kernels --------------------------------------------------------------------------------------------------
+# --- the small kernels ----------------------------------------------------------------------------------------------
 
 def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
     shape = scan.batch * scan.routes, segments, scan.channels
@@ -210,8 +213,8 @@ def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
 def _join(ends: Tensor, sums: Tensor, scan: Scan, segments: int, reverse: bool) -> None:
     A, block = scan.A.contiguous(), 128
     grid = ends.shape[0], -(-scan.channels * scan.states // block)
-    join_segments_kernel[grid](ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states, block,
-                               reverse, num_warps=1)
+    join_segments_kernel[grid](ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states,
+                               block, reverse, num_warps=1)
 
 
 def _merge(x: Tensor, dtype: torch.dtype, u: Tensor | None = None, D: Tensor | None = None) -> Tensor:
@@ -237,11 +240,13 @@ def _gather(x: Tensor, visits: Visits, dtype: torch.dtype) -> Tensor:
     return out
 
 
-# --- gradients of parameters --------------------------------------------------------------------------------------------
+# --- gradients of parameters ----------------------------------------------------------------------------------------
 
 def _sum_images(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
     """partial (b, K, segments, ...) as `like`, (1 or K, ...)."""
-    return None if partial is None else partial.sum((0, 2) if like.shape[0] == partial.shape[1] else (0, 1, 2)).view_as(like)
+    if partial is None:
+        return None
+    return partial.sum((0, 2) if like.shape[0] == partial.shape[1] else (0, 1, 2)).view_as(like)
 
 
 def _low_rank(dz: Tensor, scan: Scan) -> tuple[Tensor, Tensor]:

@@ -139,8 +139,8 @@ def selective_scan_bwd_kernel(
                         tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
                         t1 = c0 + turn * TURN
                         tokens1 = load_tokens(order, t1, steps, TURN)
-                        z1 = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens1, t1, steps, RANK,
-                                         RANKS, BY_STEP, PADDED, WIDE, PRECISION)
+                        z1 = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens1, t1, steps,
+                                         RANK, RANKS, BY_STEP, PADDED, WIDE, PRECISION)
                         x1 = load_rows(u + channel, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
                         b1 = load_rows(B_lanes, B_s, tokens1, t1, steps, n_mask, BY_STEP, PADDED, WIDE)
                         for i in tl.static_range(TURN):
@@ -202,7 +202,7 @@ def selective_scan_bwd_kernel(
                     d_sum += dy_i * x_i
                 tl.store(du + row_offset(tokens[i], t, routes * CHANNELS, DU_BY_STEP, WIDE), dx,
                          mask=inside & (live if U_BY_STEP else known))
-                # times the sigmoid of z, 2^z / (1 + 2^z) = 1 - 2^-l; the second form needs no z but cancels where l is small
+                # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second form needs no z but cancels where l is small
                 slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
                 dzi = tl.where(live, ddelta * slope, 0.0)
                 bias_sum += dzi

@@ -57,7 +57,7 @@ def _look_up(order: Tensor, num_tokens: int) -> tuple[TableUse, dict[bool, Visit
     use = TableUse(order.to(torch.int32).contiguous(), padded, low > 0, high > 1)
     known: dict[bool, Visits] = {}
     key = id(order)
-    _uses[key] = (weakref.ref(order, lambda _: _uses.pop(key, None)), version, num_tokens, use, known)
+    _uses[key] = (weakref.ref(order, lambda _, uses=_uses: uses.pop(key, None)), version, num_tokens, use, known)
     return use, known
 
 

@@ -1,0 +1,216 @@
+"""The Triton kernels against the step-by-step reference: compiled where there is a GPU, else interpreted.
+
+The interpreter must be chosen before triton is imported, which tests/conftest.py does.
+"""
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from test_selective_scan import NAMES, assert_close, cases, make_inputs, run
+
+pytest.importorskip("triton")
+from visionssm.ops import selective_scan  # noqa: E402
+from visionssm.ops.selective_scan.triton import config, launch, tables  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+@pytest.fixture(autouse=True)
+def not_a_number(monkeypatch):
+    """Uninitialised memory holds NaN, so that reading or returning it shows."""
+    new_empty = torch.Tensor.new_empty
+
+    def nan_filled(self, *args, **kwargs):
+        x = new_empty(self, *args, **kwargs)
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", nan_filled)
+
+
+def on_device(x):
+    return x.to(DEVICE) if isinstance(x, torch.Tensor) else x
+
+
+def in_float64(args):
+    return {n: None if x is None else x.double() for n, x in args.items()}
+
+
+def compare(dtype=torch.float32, tolerance=None, **case):
+    """Output and every gradient of the kernels against the float64 reference on the same numbers."""
+    args, options = make_inputs(**case, dtype=dtype)
+    expected = run(in_float64(args), options, "reference")
+    y, grads = run({n: on_device(x) for n, x in args.items()}, {n: on_device(x) for n, x in options.items()}, "triton")
+    assert y.dtype == dtype and all(grads[n].dtype == args[n].dtype for n in grads)
+    actual = y.double().cpu(), {n: g.double().cpu() for n, g in grads.items()}
+    assert_close(actual, expected, tolerance or TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("L", [1, 2, 3, 17])
+@pytest.mark.parametrize(("N", "rank"), [(1, 3), (3, 0)])
+def test_lengths(L, N, rank):
+    compare(seed=L, b=1, L=L, k=2, d=5, N=N, rank=rank, shared=("u", ))
+
+
+@pytest.mark.parametrize("N", [1, 4])
+@pytest.mark.parametrize("kind", ["raster", "permutation", "padded", "several"])
+@pytest.mark.parametrize("out", ["sum", "route", "step"])
+def test_orders_and_outputs(N, kind, out):
+    compare(seed=1, b=2, L=9, T=11, k=2, d=3, N=N, kind=kind, out=out)
+
+
+@pytest.mark.parametrize("u_index", ["token", "step"])
+@pytest.mark.parametrize("index", ["token", "step"])
+@pytest.mark.parametrize("kind", ["permutation", "padded"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_storage_by_step(u_index, index, kind, rank):
+    compare(seed=2, b=1, L=9, T=10, k=2, d=3, N=1, rank=rank, kind=kind, u_index=u_index, index=index, out="step")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tensors_shared_by_routes(name):
+    compare(seed=3, b=1, L=6, k=3, d=2, N=1, rank=2, shared=(name, ))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("N", "rank"), [(1, 0), (1, 3), (4, 3)])
+def test_low_precision(dtype, N, rank):
+    compare(seed=4, dtype=dtype, b=1, L=19, k=2, d=5, N=N, rank=rank)
+
+
+@pytest.mark.parametrize("no", ["no_C", "no_D", "no_bias"])
+def test_what_may_be_absent(no):
+    compare(seed=5, b=1, L=7, k=2, d=3, N=1, **{no: True})
+
+
+@pytest.mark.parametrize(("d", "N"), [(33, 1), (70, 1), (17, 16), (2, 64), (1, 2)])
+def test_channels_and_states_that_fill_no_block(d, N):
+    compare(seed=6, b=1, L=5, k=1, d=d, N=N)
+
+
+@pytest.mark.parametrize("rank", [1, 16, 17])
+def test_ranks(rank):
+    # sums of 17 normal terms reach raw step sizes of 10, whose gradients are long sums
+    compare(seed=7, b=1, L=5, k=1, d=3, N=1, rank=rank, tolerance=3e-5)
+
+
+@pytest.mark.parametrize(("N", "L"), [(1, 37), (2, 150)])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_sequences_split_among_programs(monkeypatch, N, L, parts):
+    monkeypatch.setattr(config, "segments", lambda *_: parts)
+    compare(seed=8, b=2, L=L, k=2, d=3, N=N, rank=0)
+
+
+def test_states_are_recomputed_within_a_chunk():
+    # one chunk and a bit: 64 steps between saved states with several states per channel
+    compare(seed=9, b=1, L=70, k=1, d=2, N=2)
+
+
+def test_wide_offsets(monkeypatch):
+    monkeypatch.setattr(launch, "_wide_offsets", lambda scan: True)
+    compare(seed=10, b=2, L=9, k=2, d=3, N=2, rank=2)
+
+
+def test_views_with_gaps():
+    """delta, B and C as a projection leaves them: slices of one wide row; u as a slice, its gradient expanded."""
+    g = torch.Generator().manual_seed(0)
+    rows, wide = torch.randn(1, 9, 2, 5, generator=g), torch.randn(1, 9, 7, generator=g)
+    A, weight = -torch.rand(2, 4, 1, generator=g) - 0.1, torch.randn(2, 4, 3, generator=g)
+
+    def scan(rows, wide, A, weight, backend):
+        leaves = [x.clone().requires_grad_() for x in (rows, wide, A, weight)]
+        delta, B, C = leaves[0].split([3, 1, 1], -1)
+        y = selective_scan(leaves[1][..., 2:6], delta, leaves[2], B, C, dt_weight=leaves[3], out="route",
+                           backend=backend)
+        return y, torch.autograd.grad(y.sum(), leaves)
+
+    tensors = rows, wide, A, weight
+    expected, expected_grads = scan(*(x.double() for x in tensors), "reference")
+    y, grads = scan(*(x.to(DEVICE) for x in tensors), "triton")
+    for a, e in zip((y, *grads), (expected, *expected_grads), strict=True):
+        torch.testing.assert_close(a.double().cpu(), e, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_last_input_is_copied():
+    args, options = make_inputs(11, b=1, L=6, k=1, d=4, N=1, dtype=torch.float32)
+    args["u"] = args["u"].transpose(1, 3).contiguous().transpose(1, 3)
+    expected = run(in_float64(args), options, "reference")
+    y, grads = run({n: on_device(x) for n, x in args.items()}, {n: on_device(x) for n, x in options.items()}, "triton")
+    assert_close((y.double().cpu(), {n: g.double().cpu() for n, g in grads.items()}), expected, 1e-5)
+
+
+def test_out_dtype():
+    args, options = make_inputs(12, b=1, L=6, k=2, d=4, N=1, dtype=torch.float16)
+    args["u"] *= 1e3
+    args["C"] *= 1e2  # beyond the range of float16
+    tensors = {n: on_device(x) for n, x in args.items()}
+    options = {n: on_device(x) for n, x in options.items()}
+    y = selective_scan(**tensors, **options, out_dtype=torch.float32, backend="triton")
+    expected = selective_scan(**in_float64(args), **{n: x.cpu() if isinstance(x, torch.Tensor) else x
+                                                     for n, x in options.items()}, backend="reference")
+    assert y.dtype == torch.float32 and expected.abs().max() > 65504
+    torch.testing.assert_close(y.double().cpu(), expected, rtol=4e-3, atol=4e-3 * expected.abs().max().item())
+
+
+def test_extreme_step_sizes():
+    """Saturated and vanishing step sizes: no NaN, and small ones keep their relative accuracy in float32."""
+    delta = torch.tensor([-60.0, -15.0, -5.0, 0.0, 5.0, 30.0, 90.0]).view(1, 1, 1, 7).expand(1, 4, 1, 7)
+    u, B = torch.ones(1, 4, 7), torch.ones(1, 4, 1)
+    A = -torch.full((7, 1), 0.5)
+    y = selective_scan(*map(on_device, (u, delta, A, B, B)), backend="triton").double().cpu()
+    expected = selective_scan(u.double(), delta.double(), A.double(), B.double(), B.double(), backend="reference")
+    torch.testing.assert_close(y, expected, rtol=2e-6, atol=0)
+
+
+def test_same_bits_twice():
+    args, options = make_inputs(13, b=2, L=20, k=2, d=5, N=2, rank=2, kind="several", dtype=torch.float32)
+    tensors = {n: on_device(x) for n, x in args.items()}
+    options = {n: on_device(x) for n, x in options.items()}
+    (y1, g1), (y2, g2) = run(tensors, options, "triton"), run(tensors, options, "triton")
+    assert torch.equal(y1, y2) and all(torch.equal(g1[n], g2[n]) for n in g1)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(case=cases)
+def test_random_cases(case):
+    compare(**case | {"b": min(case["b"], 2), "k": min(case["k"], 2), "L": min(case["L"], 18)}, tolerance=2e-5)
+
+
+def test_what_a_table_is_found_to_do():
+    order = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    use = tables.table_use(order, 3)
+    assert (use.padded, use.full, use.repeats) == (False, True, False) and use.entries.dtype == torch.int32
+    assert tables.table_use(order, 3) is use  # found once
+    order[1, 0] = -1
+    use = tables.table_use(order, 3)  # and again where the tensor has changed
+    assert (use.padded, use.full, use.repeats) == (True, False, False)
+    order = torch.tensor([[0, 2, 0], [1, -1, 0]])
+    assert tables.table_use(order, 3)[1:] == (True, False, True)
+    merged, apart = tables.table_visits(order, 3, True), tables.table_visits(order, 3, False)
+
+    def rows(visits, bin):
+        return visits.index[visits.start[bin]:visits.start[bin + 1]].tolist()
+
+    assert [rows(merged, i) for i in range(3)] == [[0, 4, 5], [1], [2]]
+    assert [rows(apart, i) for i in range(6)] == [[0, 4], [5], [], [1], [2], []]
+    with pytest.raises(ValueError, match="must lie in"):
+        tables.table_use(torch.tensor([[0, 3]]), 3)
+
+
+@pytest.mark.parametrize(("programs", "steps", "expected"), [
+    (10000, 3136, 1), (24, 66800, 33), (8, 3136, 12), (8, 100, 1)])
+def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
+    assert config.segments(programs, 1, steps, 132) == expected
+
+
+def test_doubles_are_refused():
+    args, options = make_inputs(14, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="cannot run.*not float64.*portable"):
+        selective_scan(**args, **options, backend="triton")
+
+
+def test_without_gpu_or_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    args, options = make_inputs(15, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="cannot run on cpu.*need a GPU.*portable"):
+        selective_scan(**args, **options, backend="triton")
