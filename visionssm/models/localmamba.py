@@ -488,7 +488,7 @@ def _stack_routes(source: dict[str, Any]) -> dict[str, Tensor]:
     out = dict(source)
     for prefix in sorted({match[1] for name in source if (match := re.match(r"(layers\.\d+\.mixer\.)D_0$", name))}):
         for pattern, stacked in _LOCALVIM_STACKED:
-            routes = []
+            routes: list[Tensor] = []
             while (name := prefix + pattern.format(len(routes))) in out:
                 routes.append(out.pop(name))
             if routes:
