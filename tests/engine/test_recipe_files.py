@@ -1,0 +1,96 @@
+"""Every recipe file of the repository: known keys and models, the authors' numbers, one step per family."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import timm.task.distillation as distillation
+import torch
+from timm.models import is_model
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+
+import visionssm  # noqa: F401
+from visionssm.engine.arguments import parse_args
+from visionssm.engine.building import learning_rate
+
+ROOT = Path(__file__).parents[2] / "configs" / "classification"
+FILES = sorted(ROOT.rglob("*.yaml"))
+FAMILIES = ("vmamba", "vim", "localmamba", "plainmamba", "groupmamba")
+
+
+def published(family):
+    return [name for name in timm.list_models(module=family) if not name.startswith("test_")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_keys_values_and_model_are_known(path):
+    args = parse_args(["-c", str(path)])
+    assert is_model(args.model)
+    assert args.train_interpolation != "random"
+    if args.kd_model_name:
+        assert is_model(args.kd_model_name.split(".")[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_published_variant_has_a_recipe(family):
+    names = {parse_args(["-c", str(path)]).model for path in (ROOT / family).glob("*.yaml")}
+    assert set(published(family)) <= names
+
+
+@pytest.mark.parametrize(
+    "file, processes, rate, epochs",
+    [
+        ("vmamba/vmamba_tiny_s1l8", 8, 1e-3, 300),
+        ("groupmamba/groupmamba_small", 8, 1e-3, 300),
+        ("vim/vim_tiny", 8, 1e-3, 300),
+        ("vim/vim_small", 8, 1e-3, 300),
+        ("vim/vim_tiny_stride8", 8, 1e-5, 30),
+        ("localmamba/localvim_tiny", 8, 1e-3, 300),
+        ("plainmamba/plainmamba_l1", 8, 2e-3, 300),
+        ("plainmamba/plainmamba_l3", 4, 1e-3, 300),
+    ],
+)
+def test_learning_rate_and_length_are_the_papers(file, processes, rate, epochs):
+    args = parse_args(["-c", str(ROOT / f"{file}.yaml")])
+    found, sentence = learning_rate(args, processes)
+    assert found == pytest.approx(rate)
+    assert f"{rate:.3e}" in sentence
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=found)
+    assert create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=10)[1] == epochs
+
+
+STEP = {
+    "vmamba": ("vmamba_tiny_s1l8", "test_vmamba", []),
+    "vim": ("vim_tiny", "test_vim", ["img_size=32"]),
+    "localvim": ("localvim_tiny", "test_localvim", ["img_size=32"]),
+    "localvmamba": ("localvmamba_tiny", "test_localvmamba", []),
+    "plainmamba": ("plainmamba_l1", "test_plainmamba", ["img_size=32"]),
+    "groupmamba": ("groupmamba_tiny", "test_groupmamba", []),
+}
+
+
+@pytest.mark.parametrize("family", STEP)
+def test_one_step_of_each_family(run, monkeypatch, family):
+    """Through the recipe; only model, sizes, length and precision are small, and the teacher has no weights."""
+    create = distillation.create_model
+    monkeypatch.setattr(distillation, "create_model", lambda *a, **k: create(*a, **(k | {"pretrained": False})))
+    recipe, model, kwargs = STEP[family]
+    path = next(ROOT.rglob(f"{recipe}.yaml"))
+    options = {
+        "config": path,
+        "model": model,
+        "input_size": [3, 32, 32],
+        "num_classes": 3,
+        "batch_size": 12,
+        "epochs": 1,
+        "amp_dtype": "bfloat16",
+        "opt": None,
+        "lr": None,
+        "img_size": None,
+    }
+    if parse_args(["-c", str(path)]).kd_model_name:
+        options["kd_model_name"] = "test_resnet"
+    if kwargs:
+        options["model_kwargs"] = kwargs
+    assert run(**options) == 0
+    assert (run.folder / "run" / "last.pth.tar").is_file()
