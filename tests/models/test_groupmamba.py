@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.task import TokenDistillationTask
 
 import visionssm  # noqa: F401
 from visionssm.layers import GroupSS2D
@@ -157,6 +158,19 @@ def test_distilled_training_returns_both_logits():
     model.train()
     model.set_distilled_training(False)
     assert model(x).shape == (2, 10)
+
+
+def test_distillation_as_published():
+    torch.manual_seed(0)
+    student = timm.create_model("test_groupmamba", num_classes=6)
+    teacher = timm.create_model("test_vmamba", num_classes=6)
+    task = TokenDistillationTask(
+        student, teacher, criterion=torch.nn.CrossEntropyLoss(), distill_type="hard", task_loss_weight=0.5)
+    images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 3, 5])
+    out = task.train()(images, labels)
+    out["loss"].backward()
+    torch.testing.assert_close(out["loss"], 0.5 * out["task_loss"] + 0.5 * out["distill_loss"])
+    assert all(fc.weight.grad.any() for fc in student.get_classifier())
 
 
 def test_one_classifier():
