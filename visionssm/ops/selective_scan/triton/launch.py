@@ -166,9 +166,9 @@ def _logarithm(scan: Scan) -> str:
 
 
 def _precision(scan: Scan) -> str:
-    """How float32 products of the low-rank delta are taken: three TF32 products where the exact one would cost more."""
-    high_rank = scan.dt_weight is not None and scan.dt_weight.shape[2] > 16
-    return "tf32x3" if high_rank and torch.version.hip is None else "ieee"
+    """How float32 products of the low-rank delta are taken: as three in TF32 where the exact one would cost more."""
+    dear = scan.states == 1 and scan.dt_weight is not None and scan.dt_weight.shape[2] > 16
+    return "tf32x3" if dear and torch.version.hip is None else "ieee"
 
 
 def _grid(scan: Scan, blocks: config.Blocks) -> tuple[int, int, int]:

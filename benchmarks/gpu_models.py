@@ -1,0 +1,133 @@
+"""Check and time whole models on a GPU, beside timm's.
+
+    python benchmarks/gpu_models.py --output benchmarks/results [--models vmamba_tiny_s1l8 swin_tiny_patch4_window7_224]
+
+Inference and training (forward, backward and AdamW step) in images per second under autocast, and peak memory, on
+random images. Our models are checked first: logits on the GPU in float32 against the portable implementation on the
+CPU. With --compile every model is compiled, with --graph every inference pass is replayed from a CUDA graph. The second part
+takes features of 1248 x 1248 images (Vim's claim against DeiT), DeiT with and without fused attention.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from gpu_measure import environment, markdown, milliseconds, peak_bytes, write_results
+
+import visionssm
+
+MODELS = ("vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "vim_tiny", "vim_small", "localvmamba_tiny", "plainmamba_l1",
+          "groupmamba_tiny", "deit_tiny_patch16_224", "deit_small_patch16_224", "swin_tiny_patch4_window7_224",
+          "convnext_tiny", "mambaout_tiny")
+LARGE = ("vim_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224 without fused attention")
+COLUMNS = ["model", "image", "batch", "images_per_s", "inference_mib", "training_images_per_s", "training_mib", "error"]
+
+
+def create(name: str, image: int) -> torch.nn.Module:
+    fused = " without fused attention" not in name
+    timm.layers.set_fused_attn(fused)
+    name = name.split()[0]
+    sized = {"img_size": image} if "deit" in name and image != 224 else {}
+    return timm.create_model(name, **sized).cuda()
+
+
+def check(name: str, image: int = 224) -> float | None:
+    """Relative error of the logits on the GPU against the CPU's, float32; None for models that are not ours."""
+    if name not in visionssm.list_models():
+        return None
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    x = torch.randn(1, 3, image, image)
+    with torch.no_grad():
+        expected = model(x)
+        actual = model.cuda()(x.cuda()).cpu()
+    error = ((actual - expected).norm() / expected.norm()).item()
+    if not error < 1e-3:
+        sys.exit(f"{name}: logits on the GPU differ from the CPU's by {error:.2g}; nothing was timed")
+    return error
+
+
+def inference_call(model, x, dtype, graph: bool, features: bool):
+    model.eval()
+
+    def call():
+        with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            return model.forward_features(x) if features else model(x)
+
+    if not graph:
+        return call
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        call()
+    return captured.replay
+
+
+def training_call(model, x, dtype):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    target = torch.randint(0, 1000, x.shape[:1], device="cuda")
+
+    def call():
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            loss = torch.nn.functional.cross_entropy(model(x), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return call
+
+
+def run(name: str, image: int, batch: int, args, features: bool) -> dict:
+    row = {"model": name, "image": image, "batch": batch, "error": check(name) if not features else None}
+    dtype = getattr(torch, args.dtype)
+    x = torch.randn(batch, 3, image, image, device="cuda")
+    try:
+        model = create(name, image)
+        compiled = torch.compile(model) if args.compile and not features else model
+        call = inference_call(compiled, x, dtype, args.graph, features)
+        row["inference_mib"] = peak_bytes(call) / 2**20
+        row["images_per_s"] = batch / milliseconds([call]) * 1e3
+        if not features:
+            call = training_call(compiled, x, dtype)
+            row["training_mib"] = peak_bytes(call) / 2**20
+            row["training_images_per_s"] = batch / milliseconds([call], repeats=10) * 1e3
+    except torch.OutOfMemoryError:
+        row["model"] += ": out of memory"
+    torch.cuda.empty_cache()
+    print(markdown([row], COLUMNS).splitlines()[-1], flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="replay inference from a CUDA graph")
+    parser.add_argument("--large-batch", type=int, default=8, help="images of 1248 x 1248; 0 leaves that part out")
+    parser.add_argument("--output", type=Path, help="folder for gpu_models.json and gpu_models.md")
+    args = parser.parse_args()
+    unknown = [m for m in args.models if not timm.is_model(m)]
+    if unknown:
+        sys.exit(f"unknown models: {', '.join(unknown)}; ours are {', '.join(visionssm.list_models())}")
+    if not torch.cuda.is_available():
+        sys.exit("gpu_models.py needs a CUDA GPU")
+    env = environment() | {"dtype": args.dtype, "compiled": args.compile, "cuda_graph": args.graph}
+    print(env)
+    print(markdown([], COLUMNS))
+    results = [run(name, 224, args.batch, args, features=False) for name in args.models]
+    if args.large_batch:
+        results += [run(name, 1248, args.large_batch, args, features=True) for name in LARGE]
+    if args.output:
+        write_results(args.output, "gpu_models", "Models on a GPU", env, results, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
