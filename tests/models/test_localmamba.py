@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from parity import fill_state_dict
+from timm.models._features_fx import create_feature_extractor, get_graph_node_names
 from torch import nn
 
 import visionssm
@@ -226,6 +227,25 @@ def test_middle_class_token_at_another_size():
     model.load_state_dict(checkpoint_filter_fn(source, model))
     with torch.no_grad():
         assert model(torch.randn(1, 3, 70, 120)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("kwargs, size", [
+    (dict(class_token=True, rope_size=0, global_pool="token"), 64),
+    (dict(class_token=True, rope_size=0, global_pool="avg"), 80),
+    ({}, 80),  # tables and position embedding are resampled
+    (dict(feature_stream=False), 64),
+])
+def test_compilers(kwargs, size):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = timm.create_model("test_localvim", **kwargs).eval()
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+        traced = create_feature_extractor(model, {get_graph_node_names(model)[1][-1]: "out"})
+        assert torch.equal(traced(x)["out"], expected)
 
 
 def test_columns_are_put_back_where_they_were():

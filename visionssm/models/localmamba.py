@@ -172,7 +172,7 @@ class LocalVMamba(HierarchicalModel):
         in_chans: Channels of the image.
         num_classes: Classes; 0 for no classifier.
         global_pool: Pooling before the classifier; "" for none.
-        dims: Channels of each stage.
+        dims: Channels of each stage, or of the first one and doubled from stage to stage.
         depths: Blocks of each stage.
         d_state: States per channel of the scan.
         ssm_ratio: Channels of the scan over channels of the block.
@@ -191,7 +191,7 @@ class LocalVMamba(HierarchicalModel):
             in_chans: int = 3,
             num_classes: int = 1000,
             global_pool: str = "avg",
-            dims: Sequence[int] = (96, 192, 384, 768),
+            dims: int | Sequence[int] = 96,
             depths: Sequence[int] = (2, 2, 9, 2),
             d_state: int = 16,
             ssm_ratio: float = 2.0,
@@ -209,6 +209,7 @@ class LocalVMamba(HierarchicalModel):
         super().__init__()
         if weight_init not in ("", "skip"):
             raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
+        dims = [dims * 2 ** i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise ValueError(f"dims and depths must be of one length, got {len(dims)} and {len(depths)}")
         scans = iter(_scan_of_each_block(scan, sum(depths)))
