@@ -1,0 +1,86 @@
+"""Loading a backbone's weights: through timm from a classifier's file, or from a detector's checkpoint."""
+import os
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_checkpoint
+from torch import nn
+
+import visionssm
+
+from ..models._checkpoint import CheckpointError, check_checkpoint_file, inert_stand_ins, unwrap
+
+_SHOWN = 8
+
+
+def load_classifier(name: str, pretrained: bool | str | os.PathLike, args: dict[str, Any]) -> nn.Module:
+    """Build a model of timm's registry without classifier, with published weights, a file's, or none.
+
+    Args:
+        name: Name of the model.
+        pretrained: True for the published weights, the path of a file, or False.
+        args: Arguments of the model's constructor.
+
+    Raises:
+        CheckpointError: the file is none, or its weights do not fill the model.
+    """
+    args = dict(args, num_classes=0)
+    if isinstance(pretrained, bool):
+        return timm.create_model(name, pretrained=pretrained, **args)
+    path = os.fspath(pretrained)
+    if name.split(".")[0] in visionssm.list_models():
+        # the family's filter converts and checks
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=path), **args)
+    check_checkpoint_file(path)
+    model = timm.create_model(name, **args)
+    missing = load_checkpoint(model, path, strict=False).missing_keys
+    if missing:
+        raise CheckpointError(_difference(f"{path!r} does not fill {name!r}", "missing", missing))
+    return model
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Weights in a file of torch.save or safetensors, out of their nesting, nothing unpickled but tensors.
+
+    Raises:
+        CheckpointError: the file is no checkpoint.
+    """
+    path = os.fspath(path)
+    check_checkpoint_file(path)
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+        return load_file(path)
+    with inert_stand_ins():
+        return unwrap(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = "") -> None:
+    """Load a backbone from a checkpoint of this package's detectors or segmenters, strictly.
+
+    Args:
+        backbone: The module to fill.
+        path: The file.
+        prefix: What the backbone's names begin with in the file, as "backbone.".
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    prefix = prefix + "." if prefix and not prefix.endswith(".") else prefix
+    weights = read_state_dict(path)
+    weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    own = backbone.state_dict()
+    missing = [k for k in own if k not in weights]
+    unexpected = [k for k in weights if k not in own]
+    reshaped = [k for k in own if k in weights and own[k].shape != weights[k].shape]
+    if missing or unexpected or reshaped:
+        lines = [f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})"]
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)):
+            lines += [_difference("", what, names)] if names else []
+        raise CheckpointError("\n".join(lines))
+    backbone.load_state_dict(weights, strict=True)
+
+
+def _difference(title: str, what: str, names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+    return f"{title + ': ' if title else '  '}{what} ({len(names)}): {shown}"
