@@ -31,15 +31,20 @@ def command(image_folder, output, **options):
     return [sys.executable, str(ROOT / "tools" / "train.py"), *flags]
 
 
-def test_five_kills_end_in_the_weights_of_an_uninterrupted_run():
-    result = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "fault_run.py"), "--kills", "5", "--images", "32"],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+def fault_run(*options):
+    script = Path(__file__).parent / "fault_run.py"
+    result = subprocess.run([sys.executable, str(script), *options], env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "bit-equal" in result.stdout
+
+
+def test_five_kills_end_in_the_weights_of_an_uninterrupted_run():
+    fault_run("--kills", "5", "--images", "32")
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_in_the_weights_of_an_uninterrupted_run():
+    fault_run("--kills", "20")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

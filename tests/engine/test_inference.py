@@ -64,6 +64,29 @@ def test_validate_repeats_the_numbers_of_the_run(checkpoint, image_folder, tmp_p
         assert (row["model"], row["img_size"], row["images"]) == ("test_vmamba", 32, 12)
 
 
+def test_validate_sweeps_sizes_and_crops(checkpoint, image_folder, tmp_path):
+    argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
+    sweep = ["--img-size", "32", "48", "--crop-pct", "0.9", "1.0"]
+    assert (
+        validation.main([*argv, *sweep, "--results-file", str(tmp_path / "r.csv"), "--plot", str(tmp_path / "p.png")])
+        == 0
+    )
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [(row["img_size"], row["crop_pct"]) for row in rows] == [
+        ("32", "0.9"),
+        ("32", "1.0"),
+        ("48", "0.9"),
+        ("48", "1.0"),
+    ]
+    assert (tmp_path / "p.png").is_file()
+
+
+def test_real_labels_want_imagenet(checkpoint, image_folder, capsys):
+    argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
+    assert validation.main([*argv, "--real-labels"]) == 2
+    assert "50000 validation images, found 12" in capsys.readouterr().err
+
+
 def test_validate_csv_and_wrong_input(checkpoint, image_folder, tmp_path, capsys):
     argv = ["--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
     assert validation.main([*argv, "--checkpoint", str(checkpoint), "--results-file", str(tmp_path / "r.csv")]) == 0

@@ -1,5 +1,6 @@
 """Every recipe file of the repository: known keys and models, the authors' numbers, one step per family."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from timm.models import is_model
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import visionssm  # noqa: F401
+from visionssm.engine import train as train_command
 from visionssm.engine.arguments import parse_args
 from visionssm.engine.building import learning_rate
+from visionssm.engine.digits import write_classification
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
 FILES = sorted(ROOT.rglob("*.yaml"))
@@ -94,3 +97,14 @@ def test_one_step_of_each_family(run, monkeypatch, family):
         options["model_kwargs"] = kwargs
     assert run(**options) == 0
     assert (run.folder / "run" / "last.pth.tar").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "digits").glob("*.yaml")), ids=lambda path: path.stem)
+def test_digits_recipes_reach_98_percent(path, tmp_path):
+    """On the held-out digits after the last epoch, without choosing the best one."""
+    write_classification(tmp_path / "digits")
+    argv = ["-c", str(path), "--data-dir", str(tmp_path / "digits"), "--output", str(tmp_path / "run")]
+    assert train_command.main(argv) == 0
+    last = list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))[-1]
+    assert float(last["eval_top1"]) > 98

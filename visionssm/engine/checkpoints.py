@@ -179,13 +179,12 @@ def read_checkpoint(path: str | os.PathLike, metadata_only: bool = False) -> dic
 
 
 def _read_torch_file(path: Path) -> Any:
-    options = {"map_location": "cpu", "weights_only": True}
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, **options)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         with inert_stand_ins():  # authors pickle their configuration beside the weights
-            return torch.load(path, **options)
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, torch.Tensor]:

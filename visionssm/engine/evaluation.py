@@ -20,7 +20,7 @@ def evaluate(
     device: torch.device,
     *,
     autocast: Callable[[], AbstractContextManager],
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[torch.Tensor], None] | None = None,
     channels_last: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model.
@@ -30,7 +30,7 @@ def evaluate(
         loader: Batches of images and class indices on the device; the shares of all processes are summed.
         device: Where the batches are.
         autocast: Context of the forward pass.
-        on_batch: Called with the number of images after every batch; what it raises ends the evaluation.
+        on_batch: Called with the logits of every batch; what it raises ends the evaluation.
         channels_last: Give the model channels-last images.
 
     Returns:
@@ -54,7 +54,7 @@ def evaluate(
             )
         evaluator.update(logits[kept], labels[kept])
         if on_batch is not None:
-            on_batch(len(images))
+            on_batch(logits)
     distributed = dist.is_initialized()
     count = evaluator.counts[:1].clone()
     if distributed:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -132,3 +133,70 @@ def draw_predictions(
         else:
             axes.set_title(said, fontsize=9, color=GREEN if prediction.truth is not None else "black")
     save_figure(figure, path, dpi=100)
+
+
+def draw_lines(
+    lines: Mapping[str, Sequence[Mapping[str, Any]]],
+    x: str,
+    x_label: str,
+    panels: Sequence[tuple[str, str]],
+    path: str | Path,
+    title: str,
+) -> None:
+    """Draw one panel per quantity: lines over a swept column, or bars where every line has one point.
+
+    Args:
+        lines: Rows per label; None marks a missing value.
+        x: Swept column.
+        x_label: Its name for a reader.
+        panels: (column, name) of the quantities.
+        path: PNG file.
+        title: Heading.
+    """
+    single = all(len(rows) == 1 for rows in lines.values())
+    height = max(4.2, 0.4 * len(lines) + 1.5) if single else 4.8
+    figure = Figure(figsize=(6.5 * len(panels), height), layout="constrained")
+    figure.suptitle(title)
+    for axes, (column, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if single:
+            values = [rows[0][column] or 0 for rows in lines.values()]
+            bars = axes.barh(list(lines), values, color=BLUE)
+            axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize=9)
+            axes.invert_yaxis()
+            axes.set_xlim(right=1.15 * max(values))
+            axes.set_xlabel(label)
+            axes.grid(axis="x", alpha=0.25)
+            continue
+        for name, rows in lines.items():
+            points = [(row[x], row[column]) for row in rows if row[column] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        axes.set(xlabel=x_label, ylabel=label)
+        axes.set_xticks(sorted({row[x] for rows in lines.values() for row in rows}))
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Draw top-1 accuracy against throughput and against parameters, one labelled point per row.
+
+    Args:
+        rows: Rows with ``model``, ``img_size``, ``top1``, ``images_per_second``, ``param_count_m``.
+        path: PNG file.
+        title: Heading.
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure.suptitle(title)
+    sizes = {row["img_size"] for row in rows}
+    panels = (("images_per_second", "images per second"), ("param_count_m", "parameters (millions)"))
+    for axes, (column, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.scatter([row[column] for row in rows], [row["top1"] for row in rows], color=BLUE)
+        for row in rows:
+            name = row["model"] + (f" @ {row['img_size']}" if len(sizes) > 1 else "")
+            axes.annotate(name, (row[column], row["top1"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel=label, ylabel="top-1 accuracy (%)")
+        axes.margins(x=0.2, y=0.15)
+        axes.grid(alpha=0.25)
+    save_figure(figure, path)

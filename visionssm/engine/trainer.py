@@ -310,11 +310,7 @@ class Trainer:
         return (totals[0] / totals[1].clamp(min=1)).item()
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
-        batches = 0
-
-        def on_batch(images: int) -> None:
-            nonlocal batches
-            batches += 1
+        def on_batch(logits: torch.Tensor) -> None:
             if self.world.size == 1 and stop.agreed(self.world, self.device):
                 self.store_position()
                 raise Interrupted(stop.signal_number)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
+import itertools
 import logging
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import RealLabelsImagenet
 from timm.models import list_models, list_pretrained
 from timm.utils import ParseKwargs
 
@@ -25,7 +24,9 @@ from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.evaluation import evaluate
 from visionssm.engine.files import write_text
 from visionssm.engine.loaders import create_eval_loader
+from visionssm.engine.plots import draw_tradeoff
 from visionssm.engine.reporting import Progress, setup_logging
+from visionssm.engine.tables import render
 
 _logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--pretrained", action="store_true", help="use the published weights")
     add("--use-ema", action="store_true", help="use the averaged weights of a run")
     add("--num-classes", type=int, metavar="N", help="classes of the model")
-    add("--img-size", type=int, metavar="N", help="input height and width")
-    add("--crop-pct", type=float, metavar="X", help="crop size / resized size")
+    add("--img-size", nargs="+", type=int, metavar="N", help="input height and width; several sweep it")
+    add("--crop-pct", nargs="+", type=float, metavar="X", help="crop size / resized size; several sweep it")
     add("--crop-mode", metavar="NAME", help="center, squash or border")
     add("--interpolation", default="", metavar="NAME", help="resampling")
     add("-b", "--batch-size", type=int, default=256, metavar="N", help="images per forward pass")
@@ -69,6 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--results-file", metavar="FILE", help="write the results here")
     add("--results-format", choices=("csv", "json"), help="format of that file; by its ending when not given")
+    add(
+        "--real-labels",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also count ImageNet ReaL labels (arXiv:2006.07159), from real.json or those that timm holds",
+    )
+    add("--plot", metavar="PNG", help="picture of top-1 against throughput and parameters")
     add("--log-interval", type=int, default=10, metavar="N", help="steps between log lines")
     return parser
 
@@ -114,13 +123,19 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     if args.torchcompile:
         model = torch.compile(model, backend=args.torchcompile)
     autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype)) if args.amp else nullcontext
+    real = None if args.real_labels is None else real_labels(dataset, args)
     progress = Progress(classifier.name, len(loader), interval=args.log_interval)
+
+    def on_batch(logits: torch.Tensor) -> None:
+        progress.advance(len(logits))
+        if real is not None:
+            real.add_result(logits)
+
     started = time.perf_counter()
-    metrics = evaluate(
-        model, loader, device, autocast=autocast, on_batch=progress.advance, channels_last=args.channels_last
-    )
+    metrics = evaluate(model, loader, device, autocast=autocast, on_batch=on_batch, channels_last=args.channels_last)
     seconds = time.perf_counter() - started
     progress.close()
+    extra = {} if real is None else {f"real_top{k}": round(value, 3) for k, value in real.get_accuracy().items()}
     return {
         "model": classifier.name,
         "top1": round(metrics["top1"], 3),
@@ -132,7 +147,24 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         "img_size": config["input_size"][-1],
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
+        **extra,
     }
+
+
+def real_labels(dataset: torch.utils.data.Dataset, args: argparse.Namespace) -> RealLabelsImagenet:
+    """Return timm's counter of ImageNet ReaL labels.
+
+    Raises:
+        UserError: The data is not ImageNet's validation set in whole, or the file cannot be read.
+    """
+    if args.bad_images == "skip":
+        raise UserError("--real-labels counts every image, so it does not go with --bad-images skip")
+    if not hasattr(dataset, "filenames") or len(dataset) != 50000:
+        raise UserError(f"--real-labels needs ImageNet's 50000 validation images, found {len(dataset)}")
+    try:
+        return RealLabelsImagenet(dataset.filenames(basename=True), real_json=args.real_labels or None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"ReaL labels {args.real_labels} cannot be read: {error}") from error
 
 
 def model_names(args: argparse.Namespace) -> list[str | None]:
@@ -154,17 +186,6 @@ def model_names(args: argparse.Namespace) -> list[str | None]:
     return names
 
 
-def render(rows: list[dict[str, Any]], format_name: str) -> str:
-    """Return rows as CSV or JSON."""
-    if format_name == "json":
-        return json.dumps(rows, indent=2) + "\n"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the evaluation command and return its exit code."""
     args = build_parser().parse_args(argv)
@@ -172,7 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     try:
         device = resolve_device(args.device)
-        for name in model_names(args):
+        settings = itertools.product(model_names(args), args.img_size or [None], args.crop_pct or [None])
+        for name, size, crop in settings:
             classifier = load_classifier(
                 name,
                 args.checkpoint,
@@ -182,20 +204,25 @@ def main(argv: list[str] | None = None) -> int:
                 num_classes=args.num_classes,
                 model_kwargs=args.model_kwargs,
                 data_options={
-                    key: getattr(args, key) for key in ("img_size", "crop_pct", "crop_mode", "interpolation")
+                    "img_size": size,
+                    "crop_pct": crop,
+                    "crop_mode": args.crop_mode,
+                    "interpolation": args.interpolation or None,
                 },
             )
             row = evaluate_classifier(classifier, args, device)
             rows.append(row)
             print(
                 f"{row['model']}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, loss {row['loss']:.4f} on "
-                f"{row['images']} images of {row['img_size']} px, {row['param_count_m']:.2f} M parameters"
+                f"{row['images']} images of {row['img_size']} px, crop {row['crop_pct']:g}, "
+                f"{row['param_count_m']:.2f} M parameters"
             )
             if args.results_file:
-                ending = Path(args.results_file).suffix.lstrip(".")
-                write_text(
-                    args.results_file, render(rows, args.results_format or ("json" if ending == "json" else "csv"))
-                )
+                as_json = (args.results_format or Path(args.results_file).suffix.lstrip(".")) == "json"
+                write_text(args.results_file, render(rows, "json" if as_json else "csv"))
+        if args.plot:
+            draw_tradeoff(rows, args.plot, f"{rows[0]['images']} validation images on {device.type}")
+            print(f"picture: {args.plot}")
     except UserError as error:
         print(f"validate: {error}", file=sys.stderr)
         return 2

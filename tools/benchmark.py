@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Measure models side by side: tools/benchmark.py --model vmamba_tiny_s1l8 convnext_tiny --bench both --plot PNG."""
+
+import sys
+
+from visionssm.engine.benchmarking import main
+
+if __name__ == "__main__":
+    sys.exit(main())
