@@ -206,6 +206,9 @@ class GroupMambaHead(nn.Module):
         distilled: Have a second classifier, to be trained by distillation.
     """
 
+    fc: nn.Module
+    fc_dist: nn.Module
+
     def __init__(
             self,
             block: nn.Module,
@@ -456,7 +459,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: GroupMamba) -> dict[
 def convert_names(source: dict[str, Any]) -> dict[str, Tensor]:
     """Published names to ours, of a whole model or of a part; stacks the weights of the groups."""
     out = {}
-    groups = {}
+    groups: dict[tuple[str, str], dict[int, Tensor]] = {}  # (prefix, kind) -> weights by group
     for name, value in source.items():
         new = _convert_name(name)
         group = re.fullmatch(r"(.*\.mixer\.)mamba_g([1-4])\.(.*)", new)
