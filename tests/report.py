@@ -1,0 +1,67 @@
+"""Run everything and write dated reports, one file a part, to reports/.
+
+    python tests/report.py [parity tests timm faults]
+
+Parts: `parity`, the deviation of every recorded case; `tests`, all tests without a GPU, slow ones included; `timm`, timm's
+own model tests on every variant; `faults`, the training that is killed again and again. Without arguments, all of them.
+"""
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import timm
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {
+    "parity": ["tools/parity.py"],
+    "tests": ["-m", "pytest", "-n", "2", "-q", "-m", "not gpu", "--durations=15"],
+    "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "plainmamba_*", "groupmamba_*", "test_*mamba",
+             "test_*vim", "--pytest-args=-n 2 --durations=10"],
+    "faults": ["tests/engine/fault_run.py"],
+}
+
+
+def run(part: str) -> bool:
+    """Run one part, write its report; True if it succeeded."""
+    command = [sys.executable, *PARTS[part]]
+    shown = " ".join(["python", *PARTS[part]])
+    print(f"== {part}: {shown}", flush=True)
+    start = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip().replace(f"{ROOT}/", ""))
+    succeeded = process.wait() == 0
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    report = [
+        f"# {part}: {'passed' if succeeded else 'FAILED'}", "",
+        f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {time.monotonic() - start:.0f} s. Python "
+        f"{platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, no GPU.",
+        "", f"`{shown}`", "", "```", *lines, "```", ""]
+    folder = ROOT / "reports"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{part}.md").write_text("\n".join(report))
+    return succeeded
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all if none is named")
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
+    results = {part: run(part) for part in args.parts or PARTS}
+    for part, succeeded in results.items():
+        print(f"{part}: {'passed' if succeeded else 'FAILED'}, see reports/{part}.md")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
