@@ -42,7 +42,11 @@ def test_operator_matches_the_original(name):
     assert not [d for d in deviations if not d.ok]
 
 
+# tables of a family without a model here; tests/scans compares them
+_TABLES_ONLY = {"efficientvmamba-es2d_order"}
+
+
 def test_every_record_is_claimed():
     recorded = {p.stem for p in (DATA / "goldens").glob("*.json")}
     assert recorded == set(cases())
-    assert {p.stem for p in (DATA / "ops").glob("*.json")} == set(operators())
+    assert {p.stem for p in (DATA / "ops").glob("*.json")} - _TABLES_ONLY == set(operators())
