@@ -5,7 +5,6 @@ VENV ?= .venv
 WORK ?= work
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-TIMM_VERSION := $(shell sed -n 's/^timm==//p' constraints.txt)
 
 .PHONY: help demo test test-all lint timm-suite clean
 
