@@ -158,6 +158,17 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="rope.freqs_sin of the checkpoint differs"):
             checkpoint_filter_fn(source, model)
 
+    def test_rotary_tables_for_a_model_that_does_not_rotate(self):
+        model = timm.create_model("localvim_tiny", rope_size=0, device="meta")
+        with pytest.raises(CheckpointError, match="with rotary embedding, but the model has none"):
+            checkpoint_filter_fn(meta_weights("local_vim_tiny"), model)
+
+    def test_routes_of_different_shapes(self):
+        source, model = golden("local_vim_custom_a")
+        source["layers.1.mixer.A_log_2"] = torch.zeros(64, 8)
+        with pytest.raises(CheckpointError, match=r"blocks\.1\.mixer\.A_log_2 \(64, 8\)"):
+            checkpoint_filter_fn(source, model)
+
     def test_a_missing_route(self):
         source, model = golden("local_vim_custom_a")
         del source["layers.1.mixer.dt_proj_2.bias"]

@@ -1,11 +1,14 @@
 """How every family builds its models: timm's builder, with authors' files read safely and TorchScript declined."""
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from timm.models import build_model_with_cfg
 from torch import nn
 
 from ._checkpoint import check_checkpoint_file, inert_stand_ins
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class VisionModel(nn.Module):
@@ -18,13 +21,13 @@ class VisionModel(nn.Module):
 
 
 def build_model(
-        model_cls: type[nn.Module],
+        model_cls: type[Model],
         variant: str,
         pretrained: bool,
         filter_fn: Callable[..., dict],
         out_indices: tuple[int, ...] = (0, 1, 2, 3),
         **kwargs: Any,
-) -> nn.Module:
+) -> Model:
     """Build a registered variant through timm.
 
     Args:

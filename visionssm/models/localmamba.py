@@ -402,7 +402,6 @@ _LOCALVMAMBA_NAMES = (
     (r"^classifier\.head\.", "head.fc."),
 )
 
-
 # parameters of route k in the published files -> stacked
 _LOCALVIM_STACKED = (
     ("conv1d_{}.weight", "conv_weight"),
@@ -485,25 +484,32 @@ def _convert_localvim(source: dict[str, Any], model: LocalVim) -> dict[str, Tens
 
 
 def _stack_routes(source: dict[str, Any]) -> dict[str, Tensor]:
-    """Stack the parameters of the routes of each mixer."""
+    """Stack the parameters of the routes of each mixer, as far as they are of one shape."""
     out = dict(source)
     for prefix in sorted({match[1] for name in source if (match := re.match(r"(layers\.\d+\.mixer\.)D_0$", name))}):
         for pattern, stacked in _LOCALVIM_STACKED:
             routes: list[Tensor] = []
             while (name := prefix + pattern.format(len(routes))) in out:
                 routes.append(out.pop(name))
-            if routes:
+            if len({route.shape for route in routes}) == 1:
                 value = torch.stack(routes)
                 out[prefix + stacked] = value.squeeze(2) if stacked == "conv_weight" else value
+            else:  # reported under their own names
+                out |= {prefix + pattern.format(k): route for k, route in enumerate(routes)}
     return out
 
 
 def _drop_rotary_tables(out: dict[str, Tensor], model: LocalVim) -> None:
     """Remove stored rotary tables; those of the model's grid must be the ones that the model computes."""
     stored = {kind: out.pop(f"rope.freqs_{kind}", None) for kind in ("sin", "cos")}
-    if model.rope is None:
-        # the class token or the position embedding differ too, and are reported
+    if all(table is None for table in stored.values()):
         return
+    if model.rope is None:
+        if model.cls_token is not None:
+            return  # the missing class token is reported
+        raise CheckpointError(
+            "the checkpoint is of a LocalVim with rotary embedding, but the model has none; build it with the rope_size"
+            " of the checkpoint (published: 224)")
     computed = RotaryTables(model.rope.dim, model.rope.grid_size, device="cpu")
     for kind, table in stored.items():
         expected = getattr(computed, kind)[0]
