@@ -154,8 +154,9 @@ def main() -> None:
             k = scan_table(scan, height, width).shape[0]
             lines.append(
                 f"| {name} ({b}, {height * width}, {k} x {d}, {n}) | {threads} | {r['cumsum']:.2f} "
-                f"| {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} | {r['loop'] / r['forward']:.1f} "
-                f"| {r['both']:.1f} | {r['loop_both']:.1f} | {r['loop_both'] / r['both']:.1f} |")
+                f"| {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} "
+                f"| {r['loop'] / r['forward']:.1f} | {r['both']:.1f} | {r['loop_both']:.1f} "
+                f"| {r['loop_both'] / r['both']:.1f} |")
             print(lines[-1], flush=True)
     lines += ["", "Peak extra memory of one call, in tensors of steps x routes x channels x states (float32):", "",
               "| shape | forward | forward + backward |", "|---|---|---|"]

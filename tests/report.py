@@ -2,8 +2,8 @@
 
     python tests/report.py [parity tests timm faults]
 
-Parts: `parity`, the deviation of every recorded case; `tests`, all tests without a GPU, slow ones included; `timm`, timm's
-own model tests on every variant; `faults`, the training that is killed again and again. Without arguments, all of them.
+Parts: `parity`, the deviation of every recorded case; `tests`, all tests without a GPU, slow ones included; `timm`,
+timm's own model tests on every variant; `faults`, the training that is killed again and again. Without arguments, all.
 """
 import argparse
 import platform
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "parity": ["tools/parity.py"],
     "tests": ["-m", "pytest", "-n", "2", "-q", "-m", "not gpu", "--durations=15"],
-    "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "plainmamba_*", "groupmamba_*", "test_*mamba",
-             "test_*vim", "--pytest-args=-n 2 --durations=10"],
+    "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "test_*vim", "*plainmamba*", "*groupmamba*",
+             "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
 }
 
@@ -38,11 +38,13 @@ def run(part: str) -> bool:
         print(line, end="", flush=True)
         lines.append(line.rstrip().replace(f"{ROOT}/", ""))
     succeeded = process.wait() == 0
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    revision = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
     report = [
         f"# {part}: {'passed' if succeeded else 'FAILED'}", "",
-        f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {time.monotonic() - start:.0f} s. Python "
-        f"{platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, {platform.machine()}, no GPU.",
+        f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {time.monotonic() - start:.0f} s. "
+        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
+        f"{platform.machine()}, no GPU.",
         "", f"`{shown}`", "", "```", *lines, "```", ""]
     folder = ROOT / "reports"
     folder.mkdir(exist_ok=True)

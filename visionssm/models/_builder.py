@@ -7,7 +7,6 @@ from torch import nn
 
 from ._checkpoint import check_checkpoint_file, inert_stand_ins
 
-
 Model = TypeVar("Model", bound=nn.Module)
 
 
