@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +173,3 @@ class ReadableImages(torch.utils.data.Dataset):
         if isinstance(self.dataset, ImageDataset):
             return str(self.dataset.filename(index, absolute=True))
         return f"number {index}"
-
-    def labels(self) -> Iterator[int]:
-        """Return the labels by index without decoding images, for image folders."""
-        return (label for _, label in self.dataset.reader.samples)

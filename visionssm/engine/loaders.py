@@ -167,7 +167,7 @@ def create_train_loader(
         grayscale_prob=args.grayscale_prob or 0.0,
         gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
         auto_augment=args.aa,
-        interpolation=args.train_interpolation,
+        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
         mean=data_config["mean"],
         std=data_config["std"],
     )

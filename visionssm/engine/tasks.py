@@ -19,7 +19,7 @@ from visionssm.engine.errors import UserError
 RUN_STATE = "run"
 
 
-class CarriesRunState:
+class CarriesRunState(TrainingTask):
     """Adds a dictionary ``run_state`` of plain values to what a timm task stores and restores.
 
     It rides in timm's ``task_state`` entry, so that the checkpoint stays readable for timm.

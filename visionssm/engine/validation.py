@@ -7,6 +7,7 @@ import itertools
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,7 @@ def real_labels(dataset: torch.utils.data.Dataset, args: argparse.Namespace) -> 
         raise UserError(f"ReaL labels {args.real_labels} cannot be read: {error}") from error
 
 
-def model_names(args: argparse.Namespace) -> list[str | None]:
+def model_names(args: argparse.Namespace) -> Sequence[str | None]:
     """Return the models to evaluate: one, or all that a pattern matches.
 
     Raises:
