@@ -3,8 +3,8 @@
     python benchmarks/gpu_models.py --output benchmarks/results [--models vmamba_tiny_s1l8 swin_tiny_patch4_window7_224]
 
 Inference and training (forward, backward and AdamW step) in images per second under autocast, and peak memory, on
-random images. Our models are checked first: logits on the GPU in float32 against the portable implementation on the
-CPU. With --compile every model is compiled, with --graph every inference pass is replayed from a CUDA graph. The second part
+random images. Our models are checked first: logits on the GPU in float32 against the CPU's.
+With --compile every model is compiled, with --graph every inference pass is replayed from a CUDA graph. The second part
 takes features of 1248 x 1248 images (Vim's claim against DeiT), DeiT with and without fused attention.
 """
 import argparse

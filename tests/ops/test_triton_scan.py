@@ -55,7 +55,7 @@ def test_lengths(L, N, rank):
 @pytest.mark.parametrize("kind", ["raster", "permutation", "padded", "several"])
 @pytest.mark.parametrize("out", ["sum", "route", "step"])
 def test_orders_and_outputs(N, kind, out):
-    compare(seed=1, b=2, L=9, T=11, k=2, d=3, N=N, kind=kind, out=out)
+    compare(seed=1, b=1, L=7, T=9, k=2, d=3, N=N, kind=kind, out=out)
 
 
 @pytest.mark.parametrize("u_index", ["token", "step"])
@@ -74,7 +74,7 @@ def test_tensors_shared_by_routes(name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("N", "rank"), [(1, 0), (1, 3), (4, 3)])
 def test_low_precision(dtype, N, rank):
-    compare(seed=4, dtype=dtype, b=1, L=19, k=2, d=5, N=N, rank=rank)
+    compare(seed=4, dtype=dtype, b=1, L=9, k=2, d=5, N=N, rank=rank)
 
 
 @pytest.mark.parametrize("no", ["no_C", "no_D", "no_bias"])
@@ -93,16 +93,15 @@ def test_ranks(rank):
     compare(seed=7, b=1, L=5, k=1, d=3, N=1, rank=rank, tolerance=3e-5)
 
 
-@pytest.mark.parametrize(("N", "L"), [(1, 37), (2, 150)])
-@pytest.mark.parametrize("parts", [2, 3])
-def test_sequences_split_among_programs(monkeypatch, N, L, parts):
+@pytest.mark.parametrize(("N", "L", "k", "parts"), [(1, 37, 2, 3), (2, 70, 1, 2)])
+def test_sequences_split_among_programs(monkeypatch, N, L, k, parts):
     monkeypatch.setattr(config, "segments", lambda *_: parts)
-    compare(seed=8, b=2, L=L, k=2, d=3, N=N, rank=0)
+    compare(seed=8, b=1, L=L, k=k, d=3, N=N, rank=0)
 
 
 def test_states_are_recomputed_within_a_chunk():
     # one chunk and a bit: 64 steps between saved states with several states per channel
-    compare(seed=9, b=1, L=70, k=1, d=2, N=2)
+    compare(seed=9, b=1, L=66, k=1, d=2, N=2)
 
 
 def test_wide_offsets(monkeypatch):
@@ -158,22 +157,36 @@ def test_extreme_step_sizes():
     A = -torch.full((7, 1), 0.5)
     y = selective_scan(*map(on_device, (u, delta, A, B, B)), backend="triton").double().cpu()
     expected = selective_scan(u.double(), delta.double(), A.double(), B.double(), B.double(), backend="reference")
-    torch.testing.assert_close(y, expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(y, expected, rtol=5e-6, atol=0)  # exp(-60) alone loses 60 units
 
 
 def test_same_bits_twice():
-    args, options = make_inputs(13, b=2, L=20, k=2, d=5, N=2, rank=2, kind="several", dtype=torch.float32)
+    args, options = make_inputs(13, b=1, L=7, T=9, k=2, d=5, N=2, rank=2, kind="several", dtype=torch.float32)
     tensors = {n: on_device(x) for n, x in args.items()}
     options = {n: on_device(x) for n, x in options.items()}
     (y1, g1), (y2, g2) = run(tensors, options, "triton"), run(tensors, options, "triton")
     assert torch.equal(y1, y2) and all(torch.equal(g1[n], g2[n]) for n in g1)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True,
+@settings(max_examples=10, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(case=cases)
 def test_random_cases(case):
-    compare(**case | {"b": min(case["b"], 2), "k": min(case["k"], 2), "L": min(case["L"], 18)}, tolerance=2e-5)
+    compare(**case | {"b": min(case["b"], 2), "k": min(case["k"], 2), "L": min(case["L"], 12), "T": min(case["T"], 9)}, tolerance=2e-5)
+
+
+def test_compiles_without_graph_breaks():
+    args, options = make_inputs(16, b=1, L=5, k=2, d=3, N=1, rank=2, dtype=torch.float32)
+    leaves = {n: on_device(x).requires_grad_() for n, x in args.items()}
+    options = {n: on_device(x) for n, x in options.items()}
+
+    def loss(*tensors):
+        return selective_scan(**dict(zip(leaves, tensors, strict=True)), **options, backend="triton").square().sum()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    actual = torch.autograd.grad(compiled(*leaves.values()), list(leaves.values()))
+    expected = torch.autograd.grad(loss(*leaves.values()), list(leaves.values()))
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
 def test_what_a_table_is_found_to_do():

@@ -1,5 +1,6 @@
 """The host's side: strides, buffers, grids; same functions as the portable implementation."""
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..contract import Scan
@@ -84,8 +85,10 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         grad=grad, grad_b=grad.stride(0), grad_s=grad.stride(1), grad_k=_route_stride(grad, 2),
         segments=segments, segment_steps=segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
         BLOCK=blocks.channels, TURN=blocks.turn, CHUNK=chunk, num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step",
-        DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step)
-    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "dA", "dB", "dC", "dD", "dbias"))
+        DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
+        # a gradient may lie outside float16's range
+        GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32)
+    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias"))
     entries = None
     if segments > 1:
         entries, sums = _ends(scan, segments)
@@ -98,17 +101,19 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     scratch = None
     if chunk > blocks.turn:
         scratch = partial(programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
-    wide = _wide(scan.u.dtype)
-    du = _buffer((b, du_rows, K, d), full or du_by_step, u, wide)
-    dz = _buffer((b, rows, K, d), full or dx_by_step, u, wide)
-    dB = _buffer((b, rows, K, count, n), full or dx_by_step, u, torch.float32)
-    dC = None if scan.C is None else _buffer(dB.shape, full or dx_by_step, u, torch.float32)
+    du = _buffer((b, du_rows, K, d), full or du_by_step, u, _wide(scan.u.dtype))
+    rank = arguments["RANK"]
+    inside = n == 1 and 0 < rank <= 16  # with more, the partial sums of the ranks are larger than dz itself
+    dz = None if inside else _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
+    dweight = partial(b, K, segments, d, rank) if inside else None
+    widths = (n, 0 if scan.C is None else n, rank if inside else 0)
+    shares = _buffer((b, rows, K, count, sum(widths)), full or dx_by_step, u, torch.float32)
     dA = partial(b, K, segments, d, n)
     dD = None if scan.D is None else partial(b, K, segments, d)
     dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
     selective_scan_bwd_kernel[(programs, )](
-        states=states, scratch=scratch, ends=None, sums=None, entries=entries, du=du, dz=dz, dA=dA, dB=dB, dC=dC, dD=dD,
-        dbias=dbias, **arguments)
+        states=states, scratch=scratch, ends=None, sums=None, entries=entries, du=du, dz=dz, shares=shares,
+        dweight=dweight, dA=dA, dD=dD, dbias=dbias, **arguments)
 
     def by_storage(x: Tensor, like: Tensor, stored_by_step: bool) -> Tensor:
         """x (b, S, K, ...) as `like` is stored, (b, S, 1 or K, ...)."""
@@ -117,14 +122,17 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
             return _gather(x, table_visits(scan.order, L, shared), like.dtype).view(b, L, -1, *x.shape[3:])
         return _merge(x, like.dtype) if shared and K > 1 else x.to(like.dtype)
 
-    def sum_blocks(x: Tensor) -> Tensor:
-        return x.sum(3) if count > 1 else x.squeeze(3)
-
-    ddelta, dweight = _low_rank(by_storage(dz, dz, scan.by_step), scan) if scan.dt_weight is not None else (
-        by_storage(dz, scan.delta, scan.by_step), None)
+    dB, dC, dranks = (shares.sum(3) if count > 1 else shares.squeeze(3)).split(widths, -1)
+    if inside:
+        ddelta = by_storage(dranks.contiguous(), scan.delta, scan.by_step)
+        dweight = _sum_images(dweight, scan.dt_weight).to(scan.dt_weight.dtype)
+    elif rank:
+        ddelta, dweight = _low_rank(by_storage(dz, dz, scan.by_step), scan)
+    else:
+        ddelta = by_storage(dz, scan.delta, scan.by_step)
     return (by_storage(du, scan.u, scan.u_by_step), ddelta, _sum_images(dA, scan.A),
-            by_storage(sum_blocks(dB), scan.B, scan.by_step),
-            None if dC is None else by_storage(sum_blocks(dC), scan.C, scan.by_step),
+            by_storage(dB.contiguous(), scan.B, scan.by_step),
+            None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step),
             _sum_images(dD, scan.D), _sum_images(dbias, scan.delta_bias), dweight)
 
 
@@ -153,7 +161,7 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
 def _wide_offsets(scan: Scan) -> bool:
     """Whether offsets within one image, of any tensor read or written, may need 64 bits."""
     rows = max(scan.num_tokens, scan.steps)
-    widest = max(scan.routes * max(scan.channels, scan.states * -(-scan.channels // 16)),
+    widest = max(scan.routes * max(scan.channels, (2 * scan.states + 16) * -(-scan.channels // 16)),
                  *(t.stride(1) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None))
     return rows * widest >= 2**31
 

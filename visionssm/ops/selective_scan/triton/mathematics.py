@@ -105,8 +105,7 @@ def columns8(a, b, c, d, e, f, g, h):
 
 
 @triton.jit
-def columns16(x):
-    """A tile of sixteen columns out of a tuple of sixteen vectors."""
-    return tl.reshape(
-        tl.join(columns8(x[0], x[2], x[4], x[6], x[8], x[10], x[12], x[14]),
-                columns8(x[1], x[3], x[5], x[7], x[9], x[11], x[13], x[15])), (x[0].shape[0], 16))
+def columns(x):
+    """A tile of sixteen columns: the eight vectors of x, and eight of zero."""
+    tile = columns8(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
+    return tl.reshape(tl.permute(tl.join(tile, tl.zeros_like(tile)), (0, 2, 1)), (x[0].shape[0], 16))

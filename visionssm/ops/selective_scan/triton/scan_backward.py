@@ -2,28 +2,32 @@
 import triton
 import triton.language as tl
 
-from .access import load_logits, load_rows, load_tokens, row_offset
-from .mathematics import LN2, LOG2E, advance, softplus2
+from .access import load_logits, load_rank_tile, load_rows, load_tokens, row_offset
+from .mathematics import LN2, LOG2E, advance, columns, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "rows"])
 def selective_scan_bwd_kernel(
         grad, u, delta, weight, bias, A, B, C, D, order, states, scratch, ends, sums, entries,
-        du, dz, dA, dB, dC, dD, dbias,
+        du, dz, shares, dweight, dA, dD, dbias,
         grad_b, grad_s, grad_k, u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k,
         C_b, C_s, C_k, D_k, routes, steps, segments, segment_steps, chunks, du_rows, rows,
         CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
         BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
         U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr, DX_BY_STEP: tl.constexpr,
-        PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr):
+        PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
+        GRADIENT_DTYPE: tl.constexpr):
     """Walk the turns of a segment from its last to its first.
 
     Written per route: du (b, du_rows, K, CHANNELS), dz (b, rows, K, CHANNELS), the gradient of the raw step size;
-    per route and channel block: dB, dC (b, rows, K, blocks, N); per segment: dA, dD, dbias (b, K, segments, ...).
+    per segment: dA, dD, dbias (b, K, segments, ...); per route and channel block, shares (b, rows, K, blocks, ...) of
+    what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
+    `dweight` (per segment, for turns of eight steps) dz is not written.
     With `ends`, the first pass over a split sequence, only what a segment, begun from zero, hands to the one before.
     `scratch` holds the states at the turns' starts within one chunk, where a chunk has several turns.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
+    SHARES: tl.constexpr = N + (0 if C is None else N) + (0 if dweight is None else RANK)
     pid = tl.program_id(0)
     route = pid % routes
     block = pid // routes % blocks
@@ -90,11 +94,11 @@ def selective_scan_bwd_kernel(
 
     if ends is None:
         du += (image * du_rows * routes + route) * CHANNELS + channel
-        dz += (image * rows * routes + route) * CHANNELS + channel
-        first_part = ((image * rows * routes + route) * blocks + block) * N + n_at
-        dB += first_part
-        if C is not None:
-            dC += first_part
+        shares += ((image * rows * routes + route) * blocks + block) * SHARES + n_at
+        if dweight is None:
+            dz += (image * rows * routes + route) * CHANNELS + channel
+        else:
+            weight_sum = tl.zeros((BLOCK, RANKS), tl.float32)
 
     first = segment * segment_steps
     turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
@@ -103,6 +107,8 @@ def selective_scan_bwd_kernel(
         tokens = load_tokens(order, t0, steps, TURN)
         z = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens, t0, steps, RANK, RANKS, BY_STEP,
                         PADDED, WIDE, PRECISION)
+        if dweight is not None:
+            ranks = load_rank_tile(delta, delta_s, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
         dys = load_rows(grad + channel, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
         if C is not None:
             c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
@@ -155,6 +161,7 @@ def selective_scan_bwd_kernel(
                 if i < TURN - 1:
                     h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
 
+            dzs = ()
             for i in tl.static_range(TURN - 1, -1, -1):
                 t = t0 + i
                 live = t < steps
@@ -167,10 +174,10 @@ def selective_scan_bwd_kernel(
                 b_i = b[i].to(tl.float32)
                 if C is not None:
                     c_i = c[i].to(tl.float32)
-                part = row_offset(tokens[i], t, routes * blocks * N, DX_BY_STEP, WIDE)
-                part_mask = live if BY_STEP else known
+                share = shares + row_offset(tokens[i], t, routes * blocks * SHARES, DX_BY_STEP, WIDE)
+                share_mask = live if BY_STEP else known
                 if N > 1:
-                    part_mask = part_mask & (n < N)
+                    share_mask = share_mask & (n < N)
                 if N == 1:
                     decay = tl.exp2(l[i] * a)
                     kept = decay * before[i]  # a h_prev
@@ -178,9 +185,9 @@ def selective_scan_bwd_kernel(
                         g = dy_i + s
                     else:
                         g = dy_i * c_i + s
-                        tl.store(dC + part, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=part_mask)
+                        tl.store(share + N, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=share_mask)
                     q = g * b_i
-                    tl.store(dB + part, tl.sum(g * step_delta * x_i, 0), mask=part_mask)
+                    tl.store(share, tl.sum(g * step_delta * x_i, 0), mask=share_mask)
                     gk = g * kept
                     ddelta = gk * a + x_i * q
                     a_sum += gk * step_delta
@@ -189,9 +196,9 @@ def selective_scan_bwd_kernel(
                     kept = decay * before[i]
                     g = dy_i[:, None] * c_i[None, :] + s
                     h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
-                    tl.store(dC + part, tl.sum(h * dy_i[:, None], 0), mask=part_mask)
+                    tl.store(share + N, tl.sum(h * dy_i[:, None], 0), mask=share_mask)
                     q = tl.sum(g * b_i[None, :], 1)
-                    tl.store(dB + part, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=part_mask)
+                    tl.store(share, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=share_mask)
                     gk = g * kept
                     ddelta = tl.sum(gk * a, 1) + x_i * q
                     a_sum += gk * step_delta[:, None]
@@ -206,8 +213,25 @@ def selective_scan_bwd_kernel(
                 slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
                 dzi = tl.where(live, ddelta * slope, 0.0)
                 bias_sum += dzi
-                tl.store(dz + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
-                         mask=inside & (live if BY_STEP else known))
+                if dweight is None:
+                    tl.store(dz + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
+                             mask=inside & (live if BY_STEP else known))
+                else:
+                    dzs = (dzi, ) + dzs
+
+            if dweight is not None:
+                tile = columns(dzs).to(GRADIENT_DTYPE)
+                weight_sum = tl.dot(tile, ranks.to(GRADIENT_DTYPE), weight_sum, input_precision=PRECISION)
+                d_ranks = tl.dot(w.to(GRADIENT_DTYPE), tile, input_precision=PRECISION)
+                t = t0 + tl.arange(0, 16)
+                token = t
+                if order is not None:
+                    token = tl.load(order + tl.minimum(t, steps - 1))
+                written = (tl.arange(0, 16) < TURN) & (t < steps)
+                if PADDED and not BY_STEP:
+                    written = written & (token >= 0)
+                at = row_offset(token, t, routes * blocks * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
+                tl.store(shares + SHARES - RANK + at, d_ranks, mask=(r < RANK)[:, None] & written[None, :])
 
     if ends is not None:
         tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
@@ -216,5 +240,8 @@ def selective_scan_bwd_kernel(
         tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
         if D is not None:
             tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
+        if dweight is not None:
+            tl.store(dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :], weight_sum,
+                     mask=inside[:, None] & (r < RANK)[None, :])
         if bias is not None:
             tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
