@@ -229,8 +229,9 @@ def _add_distillation(group) -> None:
     add(
         "--kd-loss-type", default="kl", metavar="NAME", help="distillation loss: kl (logit), cosine, mse, ... (feature)"
     )
-    add("--kd-token-distill-type", choices=("soft", "hard"), default="hard", help="token distillation target")
+    add("--kd-token-distill-type", choices=("soft", "hard"), default="soft", help="token distillation target")
     add("--kd-student-feature-dim", type=int, metavar="N", help="student features, when they cannot be detected")
+    add("--kd-teacher-feature-dim", type=int, metavar="N", help="teacher features, when they cannot be detected")
     add("--kd-temperature", type=float, default=4.0, metavar="X", help="softmax temperature")
     add("--distill-loss-weight", type=float, metavar="X", help="weight of the distillation loss")
     add(

@@ -81,7 +81,11 @@ def create_task(args: argparse.Namespace, model: torch.nn.Module, loss: dict, de
         if args.kd_distill_type == "logit":
             return LogitDistillation(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **options)
         if args.kd_distill_type == "feature":
-            return FeatureDistillation(student_feature_dim=args.kd_student_feature_dim, **options)
+            return FeatureDistillation(
+                student_feature_dim=args.kd_student_feature_dim,
+                teacher_feature_dim=args.kd_teacher_feature_dim,
+                **options,
+            )
         return TokenDistillation(distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **options)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         message = " ".join(str(error).split())
