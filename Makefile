@@ -6,12 +6,13 @@ WORK ?= work
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all lint timm-suite clean
+.PHONY: help demo test test-all openmmlab lint timm-suite clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
 	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
+	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
 	@echo "make lint       ruff and mypy"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
 	@echo "make clean      remove $(VENV) and $(WORK)"
@@ -25,6 +26,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $@
+
+# mmcv-lite is mmcv without its compiled operators; a compiled one that is already there stays. The two builds of OpenCV
+# share a folder: the one that needs no display libraries must come last.
+$(VENV)/.openmmlab: $(VENV)/.installed
+	$(PIP) install -c constraints.txt onedl-mmengine onedl-mmsegmentation
+	$(BIN)/python -c "import mmcv" 2>/dev/null || $(PIP) install -c constraints.txt --no-deps mmcv-lite
+	$(PIP) install -c constraints.txt --no-deps --force-reinstall opencv-python-headless
+	@touch $@
+
+openmmlab: $(VENV)/.openmmlab
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/prepare_digits.py --output $(WORK)/digits
@@ -40,10 +51,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/.openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: lint
+test-all: lint $(VENV)/.openmmlab
 	$(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev
