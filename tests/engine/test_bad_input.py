@@ -86,6 +86,11 @@ def test_an_earlier_run_is_not_overwritten_unasked(run, capsys):
     capsys.readouterr()
     assert run(epochs=1) == 2
     assert "already holds a run" in sentence(capsys)
+    other = run.folder / "run" / "last.pth.tar"
+    assert run("second", epochs=1) == 0
+    capsys.readouterr()
+    assert run("second", epochs=2, resume=other) == 2
+    assert "already holds a run" in sentence(capsys)
     assert run(epochs=1, overwrite=True) == 0
 
 

@@ -1,4 +1,5 @@
 """Scenes of digits: annotations agree with each other and with the pixels, splits share no digit, runs repeat."""
+
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_annotations_agree(folder, split, scenes):
             assert not expected[mask].any(), "instances do not overlap"
             expected[mask] = instance["category_id"]
             left, top, width, height = instance["bbox"]
-            assert mask[top:top + height, left:left + width].sum() == mask.sum() == instance["area"]
+            assert mask[top : top + height, left : left + width].sum() == mask.sum() == instance["area"]
             for edge in (mask[top], mask[top + height - 1], mask[:, left], mask[:, left + width - 1]):
                 assert edge.any(), "the box is tight"
         assert (labels == expected).all()
@@ -60,7 +61,7 @@ def test_masks_cover_the_ink():
     scene = draw_scene(digit_images(8), np.random.default_rng(3))
     for mask in scene.masks:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         inside, around = scene.image[box][mask[box]], scene.image[box][~mask[box]]
         assert inside.mean() > around.mean() + 20
 
@@ -101,8 +102,13 @@ def test_refuses_what_is_not_its_own(tmp_path):
 
 def test_tool(tmp_path):
     def run(*arguments):
-        return subprocess.run([sys.executable, TOOL, "--output", tmp_path / "set", *arguments],
-                              capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, TOOL, "--output", tmp_path / "set", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     result = run("--scenes", "--num-train", "2", "--num-validation", "1")
     assert result.returncode == 0, result.stderr
     assert "2 train, 1 validation scenes" in result.stdout

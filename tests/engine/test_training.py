@@ -104,6 +104,18 @@ def test_resuming_a_finished_run_changes_nothing(run):
     assert (run.folder / "run" / "last.pth.tar").read_bytes() == before
 
 
+def test_a_kill_after_last_and_before_its_copies_is_repaired(run):
+    assert run(epochs=3, lr=4e-3, checkpoint_hist=3) == 0
+    folder = run.folder / "run"
+    best = load(folder / "model_best.pth.tar")
+    (folder / "checkpoint-2.pth.tar").unlink()
+    if best["epoch"] == 2:
+        (folder / "model_best.pth.tar").unlink()
+    assert run(epochs=3, lr=4e-3, checkpoint_hist=3, resume="auto") == 0
+    assert load(folder / "checkpoint-2.pth.tar")["epoch"] == 2
+    assert load(folder / "model_best.pth.tar")["metric"] == best["metric"]
+
+
 def test_truncated_last_checkpoint_falls_back(run, capsys):
     assert run("whole") == 0
     assert run("cut") == 0

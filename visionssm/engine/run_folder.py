@@ -21,14 +21,15 @@ class RunFolder:
         args: Training options.
 
     Raises:
-        UserError: The folder holds a run and neither ``--resume`` nor ``--overwrite`` is given, or cannot be made.
+        UserError: The folder holds a run that is neither resumed nor to be overwritten, or cannot be made.
     """
 
     def __init__(self, args: argparse.Namespace):
         self.path = Path(args.output) / args.experiment if args.experiment else Path(args.output)
         self.args = args
         self.claimed = False
-        if run_checkpoints(self.path) and not args.resume and not args.overwrite:
+        continues = args.resume == "auto" or (args.resume and Path(args.resume).resolve().parent == self.path.resolve())
+        if run_checkpoints(self.path) and not continues and not args.overwrite:
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume auto, replace it with "
                 "--overwrite, or choose another --output"
@@ -38,14 +39,14 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}") from error
 
-    def claim(self, resumed: bool) -> None:
-        """Make the folder this run's: remove an earlier run's results unless resumed, and write ``args.yaml``."""
+    def claim(self, keep: bool) -> None:
+        """Make the folder this run's: remove an earlier run's results unless kept, and write ``args.yaml``."""
         if self.claimed:
             return
         self.claimed = True
         for leftover in self.path.glob(".*.tmp"):  # of writes that a kill cut short
             leftover.unlink()
-        if not resumed:
+        if not keep:
             for old in (
                 *run_checkpoints(self.path),
                 self.path / f"model_best{EXTENSION}",

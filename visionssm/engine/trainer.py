@@ -75,7 +75,7 @@ class Trainer:
         self.epoch = self.step = self.updates = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.loss_count = 0
-        self.resumed = False
+        self.resumed = self.continues_folder = False
         self.saver: AtomicSaver | None = None
         if world.primary:
             self.saver = AtomicSaver(
@@ -112,6 +112,7 @@ class Trainer:
         """
         state = self.task.run_state
         self.resumed = True
+        self.continues_folder = path.resolve().parent == self.folder.path.resolve()
         if state is None:  # a checkpoint of timm's own trainer
             self.epoch = checkpoint.get("epoch", -1) + 1
             self.start_at(self.epoch)
@@ -127,7 +128,7 @@ class Trainer:
             self.updater.skipped = state["skipped"]
             self.updater.skipped_in_a_row = state["skipped_in_a_row"]
             load_scheduler_state(self.scheduler, state["scheduler"])
-        if self.saver is not None and path.parent == self.folder.path:
+        if self.saver is not None and self.continues_folder:
             self.saver.restore(checkpoint, path)
 
     def start_at(self, epoch: int) -> None:
@@ -207,7 +208,7 @@ class Trainer:
         if self.scheduler is not None:
             self.scheduler.step(epoch + 1, metric)
         if self.saver is not None:
-            self.folder.claim(self.resumed)
+            self.folder.claim(keep=self.continues_folder)
             self.summary.add(epoch, train, evaluation, rate)
             self.task.run_state = self.run_state()
             self.saver.save_checkpoint(epoch, metric)
@@ -298,7 +299,7 @@ class Trainer:
                 self.loss_sum.copy_(totals[0])
                 self.loss_count = int(totals[1])
         if self.saver is not None:
-            self.folder.claim(self.resumed)
+            self.folder.claim(keep=self.continues_folder)
             self.task.run_state = self.run_state()
             path = self.saver.save_inside_epoch(self.epoch, self.step)
             _logger.info("stored %s", path)
