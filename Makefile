@@ -6,10 +6,11 @@ WORK ?= work
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-all openmmlab lint timm-suite clean
+.PHONY: help demo demo-segmentation test test-all openmmlab lint timm-suite clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
+	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
 	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
 	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
@@ -46,6 +47,15 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/predict.py $(WORK)/digits/validation --checkpoint $(WORK)/demo/last.pth.tar \
 		--output $(WORK)/demo/predictions.png
 	@echo "pictures: $(WORK)/demo/predictions.png (mistakes first), $(WORK)/demo/curve.png"
+
+SCENES := $(WORK)/digit_scenes
+demo-segmentation: $(VENV)/.openmmlab
+	test -f $(WORK)/demo/last.pth.tar || $(MAKE) demo
+	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
+	$(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/upernet_test_vmamba_digits.py \
+		--work-dir $(WORK)/demo-segmentation --cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar \
+		train_dataloader.dataset.data_root=$(SCENES) val_dataloader.dataset.data_root=$(SCENES)
+	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

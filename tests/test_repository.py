@@ -14,9 +14,8 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "visionssm"
-# a part of the package may import itself and those before it; the last two do not know each other
-LAYERS = ["ops", "scans", "layers", "models", "analysis"]
-TOP = ["engine", "openmmlab"]
+# a part of the package may import itself and those before it
+PARTS = ["ops", "scans", "layers", "models", "analysis", "engine", "openmmlab"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "tools").glob("*.py"))
 DOCUMENTS = [p for pattern in ("*.md", "docs/**/*.md", "model_cards/*.md") for p in sorted(ROOT.glob(pattern))]
@@ -41,12 +40,12 @@ def imported(path):
 def part_of(name):
     """The part of the package that a full name belongs to, or None."""
     parts = name.split(".")
-    return parts[1] if parts[0] == "visionssm" and len(parts) > 1 and parts[1] in LAYERS + TOP else None
+    return parts[1] if parts[0] == "visionssm" and len(parts) > 1 and parts[1] in PARTS else None
 
 
-@pytest.mark.parametrize("part", LAYERS + TOP)
+@pytest.mark.parametrize("part", PARTS)
 def test_imports_go_one_way(part):
-    allowed = {part, *(LAYERS if part in TOP else LAYERS[:LAYERS.index(part)])}
+    allowed = set(PARTS[:PARTS.index(part) + 1])
     for path in (PACKAGE / part).rglob("*.py"):
         found = {part_of(name) for name in imported(path)} - {None}
         assert found <= allowed, f"{relative(path)} imports from {found - allowed}"
