@@ -1,9 +1,19 @@
 #!/usr/bin/env python
-"""Classify image files: tools/predict.py IMAGES --checkpoint FILE --output PNG."""
+"""Predict for image files.
+
+Classify: tools/predict.py IMAGES --checkpoint FILE --output PNG.
+Segment, with mmseg: tools/predict.py IMAGES --config CONFIG --checkpoint FILE --output FOLDER.
+"""
 
 import sys
 
-from visionssm.engine.prediction import main
+if any(argument.split("=")[0] == "--config" for argument in sys.argv[1:]):
+    try:
+        from visionssm.openmmlab.prediction import main
+    except ImportError as missing:
+        sys.exit(f"predict: --config needs mmseg, which `make openmmlab` installs: {missing}")
+else:
+    from visionssm.engine.prediction import main
 
 if __name__ == "__main__":
     sys.exit(main())
