@@ -18,6 +18,8 @@ def check_channels(model: nn.Module) -> None:
         return
     channels = list(channels)
     neck = getattr(model, "neck", None)
+    if isinstance(neck, nn.Sequential):
+        neck = neck[0]
     if neck is not None:
         found = getattr(neck, "in_channels", None)
         if isinstance(found, int):

@@ -7,6 +7,9 @@ from mmengine.registry import MODELS
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
+# so that heads can name it in norm_cfg: ViTDet normalises over channels there
+MODELS.register_module("LN2d", module=LayerNorm2d)
+
 
 @MODELS.register_module()
 class SimpleFPN(BaseModule):

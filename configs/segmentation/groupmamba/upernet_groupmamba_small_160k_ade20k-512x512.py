@@ -1,0 +1,16 @@
+"""GroupMamba-S, UPerNet, 160,000 iterations.
+
+A recipe of this project, not of the authors, who publish no code for dense prediction; nothing was trained with it.
+Settings are those of VMamba.
+The classifier's weights have no direct address: put the authors' file where `pretrained` says.
+"""
+_base_ = [
+    "../../_base_/models/upernet.py",
+    "../../_base_/datasets/ade20k.py",
+    "../../_base_/schedules/ade20k_160k.py",
+    "../../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(name="groupmamba_small", pretrained="weights/groupmamba_small.pth", drop_path_rate=0.3),
+    decode_head=dict(in_channels=[64, 128, 348, 512]),
+    auxiliary_head=dict(in_channels=348))

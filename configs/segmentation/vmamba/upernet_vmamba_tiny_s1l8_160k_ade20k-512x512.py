@@ -1,0 +1,14 @@
+"""VMamba-T (s1l8), UPerNet, 160,000 iterations.
+
+Published: mIoU 47.9, with several scales 48.8. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
+"""
+_base_ = [
+    "../../_base_/models/upernet.py",
+    "../../_base_/datasets/ade20k.py",
+    "../../_base_/schedules/ade20k_160k.py",
+    "../../_base_/segmentation_runtime.py",
+]
+model = dict(
+    backbone=dict(name="vmamba_tiny_s1l8", pretrained=True, drop_path_rate=0.2),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))

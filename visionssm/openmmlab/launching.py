@@ -1,0 +1,138 @@
+"""Training and testing through mmengine's Runner, from a command line."""
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+
+from ..models._checkpoint import CheckpointError
+from .layer_decay import describe_groups
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that training and testing share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a config of mmdet or mmseg")
+    parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures (default: work/<config's name>)")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE",
+                        help="settings that override the config's, as train_dataloader.batch_size=4")
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"),
+                        help="how the processes were started (default: pytorch under torchrun, else none)")
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read a config, apply the command line to it, and adapt it to a machine without GPU.
+
+    Raises:
+        ValueError: the config does not exist.
+    """
+    if not os.path.isfile(args.config):
+        raise ValueError(f"no config at {args.config!r}")
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    under_torchrun = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
+    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else "none")
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work", Path(args.config).stem)
+    if not torch.cuda.is_available() and cfg.launcher != "none":
+        _prepare_cpu_processes(cfg)
+    return cfg
+
+
+def _prepare_cpu_processes(cfg: Config) -> None:
+    """Gloo in place of NCCL, no device numbers, and batch norms that do not synchronise (PyTorch's do on GPUs only)."""
+    if cfg.launcher != "pytorch":
+        raise ValueError(f"without a GPU, torchrun starts several processes, not the launcher {cfg.launcher!r}")
+    # mmengine would select a CUDA device first
+    torch.distributed.init_process_group("gloo")
+    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+    cfg.sync_bn = None
+    _replace_sync_bn(cfg.model)
+
+
+def _replace_sync_bn(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get("type") == "SyncBN":
+            node["type"] = "BN"
+        for value in node.values():
+            _replace_sync_bn(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _replace_sync_bn(value)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The config's runner; its model is built here."""
+    return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
+
+
+def train(argv: list[str] | None = None) -> int:
+    """Entry of tools/openmmlab_train.py."""
+    parser = make_parser("Train a detector or segmenter of mmdet or mmseg.")
+    parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
+    parser.add_argument("--auto-scale-lr", action="store_true",
+                        help="scale the learning rate from the config's batch size to the actual one")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE",
+                        help="continue from a checkpoint; without FILE from the last one in the work folder, if any")
+    parser.add_argument("--show-groups", action="store_true",
+                        help="print the optimizer's groups (layers, learning rates, weight decay) and stop")
+    args = parser.parse_args(argv)
+    try:
+        cfg = load_config(args)
+        if args.amp:
+            if not torch.cuda.is_available():
+                raise ValueError("--amp needs a GPU, and there is none")
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        if args.auto_scale_lr:
+            if "auto_scale_lr" not in cfg:
+                raise ValueError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
+            cfg.auto_scale_lr.enable = True
+        if args.resume is not None:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == "auto" else args.resume
+        if args.show_groups:
+            print(describe_groups(_optimizer(cfg)))
+            return 0
+        build_runner(cfg).train()
+    except (CheckpointError, ValueError) as error:
+        return _report(error)
+    return 0
+
+
+def _optimizer(cfg: Config) -> torch.optim.Optimizer:
+    init_default_scope(cfg.default_scope)
+    return build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer
+
+
+def test(argv: list[str] | None = None) -> int:
+    """Entry of tools/openmmlab_test.py."""
+    parser = make_parser("Evaluate a detector or segmenter of mmdet or mmseg.")
+    parser.add_argument("checkpoint", help="file of its training, or a converted one")
+    parser.add_argument("--show-dir", help="folder below the work folder that receives pictures of the predictions")
+    args = parser.parse_args(argv)
+    try:
+        if not os.path.isfile(args.checkpoint):
+            raise ValueError(f"no checkpoint at {args.checkpoint!r}")
+        cfg = load_config(args)
+        cfg.load_from = args.checkpoint
+        cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
+        if args.show_dir:
+            cfg.default_hooks.visualization.draw = True
+            cfg.default_hooks.visualization.test_out_dir = args.show_dir
+            cfg.default_hooks.visualization.interval = 1
+        build_runner(cfg).test()
+    except (CheckpointError, ValueError) as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
