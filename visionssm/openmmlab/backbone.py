@@ -178,7 +178,7 @@ class VisionSSMBackbone(BaseModule):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the model's training does not decay."""
-        spared = getattr(self.model, "no_weight_decay", set)()
+        spared: set[str] = getattr(self.model, "no_weight_decay", set)()
         return {f"model.{name}" for name in spared}
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
