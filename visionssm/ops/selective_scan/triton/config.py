@@ -40,6 +40,15 @@ def backward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -
     return Blocks(_cut(channels, min(64, max(16, 256 // states))), 4, 1)
 
 
+def ranks_inside(states: int, rank: int, dtype: torch.dtype) -> bool:
+    """Whether the backward scan also takes the gradients of a low-rank delta and its weight.
+
+    Else it writes the gradient of the raw step size, and two matrix products read it: where the channel blocks' shares
+    would be larger than that, or where products in float32 would cost more than they save.
+    """
+    return states == 1 and 0 < rank <= 16 and dtype == torch.bfloat16
+
+
 def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int:
     """Parts to split a sequence into, so that the warps fill the device; 1 where they do, or where it is too short."""
     have, want = programs * warps, _WARPS_PER_SM * multiprocessors

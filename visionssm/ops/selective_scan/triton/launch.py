@@ -86,6 +86,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         segments=segments, segment_steps=segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
         BLOCK=blocks.channels, TURN=blocks.turn, CHUNK=chunk, num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step",
         DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
+        WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
         # a gradient may lie outside float16's range
         GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32)
     nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias"))
@@ -103,7 +104,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         scratch = partial(programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
     du = _buffer((b, du_rows, K, d), full or du_by_step, u, _wide(scan.u.dtype))
     rank = arguments["RANK"]
-    inside = n == 1 and 0 < rank <= 16  # with more, the partial sums of the ranks are larger than dz itself
+    inside = config.ranks_inside(n, rank, scan.delta.dtype)
     dz = None if inside else _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
     dweight = partial(b, K, segments, d, rank) if inside else None
     widths = (n, 0 if scan.C is None else n, rank if inside else 0)
@@ -168,7 +169,7 @@ def _wide_offsets(scan: Scan) -> bool:
 
 def _logarithm(scan: Scan) -> str:
     """How softplus takes its logarithm: accurately, unless the inputs are rough and the instruction matters."""
-    if scan.u.dtype == torch.float32 or scan.states > 1:
+    if torch.float32 in (scan.u.dtype, scan.delta.dtype):
         return "polynomial"
     return "ptx" if scan.u.is_cuda and torch.version.hip is None else "log2"
 
