@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import tarfile
 from fnmatch import fnmatch
 
 import pytest
@@ -70,6 +71,15 @@ def test_files_of_a_run(run):
     assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "test_vmamba"
     with Image.open(folder / "curve.png") as image:
         assert image.width > 500
+
+
+def test_tar_files_train_like_the_folder(run, image_folder, tmp_path):
+    for split in ("train", "validation"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            archive.add(image_folder / split, arcname=split)
+    assert run("folder", epochs=1) == 0
+    assert run("tar", epochs=1, data_dir=tmp_path, workers=1) == 0
+    assert_same_weights(run.folder / "folder" / "last.pth.tar", run.folder / "tar" / "last.pth.tar")
 
 
 def test_args_of_a_run_are_a_recipe(run, tmp_path):

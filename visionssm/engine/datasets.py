@@ -52,7 +52,7 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> tor
 
 
 def find_split(root: str | None, split: str) -> Path:
-    """Return the folder of a split inside an image folder, or the tar file itself."""
+    """Return the folder or tar file of a split inside a data folder, or the tar file given instead of a folder."""
     if not root:
         raise UserError("no data set given; name its folder with --data-dir")
     folder = Path(root)
@@ -60,6 +60,9 @@ def find_split(root: str | None, split: str) -> Path:
         return folder
     if not folder.is_dir():
         raise UserError(f"data folder {root} does not exist")
+    for archive in (folder / split, folder / f"{split}.tar"):
+        if archive.is_file():
+            return archive
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
@@ -91,7 +94,7 @@ def has_images(folder: Path) -> bool:
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
     """Return the class names by index, or None where the data set does not tell them."""
     reader = getattr(dataset, "reader", dataset)
-    mapping = getattr(reader, "class_to_idx", None)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     return sorted(mapping, key=mapping.get) if isinstance(mapping, dict) else None
 
 
