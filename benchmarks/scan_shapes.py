@@ -43,6 +43,7 @@ MODEL_SHAPES = (
     ScanShape("LocalVim-S", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip", own_input=True, by_step=True,
               u_by_step=True),
     ScanShape("LocalVMamba-T stage 3", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip"),
+    ScanShape("LocalVMamba-T stage 3, padded windows", 10, 10, 768, 16, 24, "raster+vertical+local7+local7_flip"),
     ScanShape("GroupMamba-T stage 1", 56, 56, 16, 1, 1, "cross", own_input=True),
     ScanShape("GroupMamba-T stage 3", 14, 14, 87, 1, 6, "cross", own_input=True),
     ScanShape("Vim-S", 14, 14, 768, 16, 24, "bidirectional", own_input=True),
