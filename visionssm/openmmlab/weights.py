@@ -1,5 +1,6 @@
 """Loading a backbone's weights: through timm from a classifier's file, or from a detector's checkpoint."""
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -69,16 +70,30 @@ def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = ""
     prefix = prefix + "." if prefix and not prefix.endswith(".") else prefix
     weights = read_state_dict(path)
     weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    own = backbone.state_dict()
-    missing = [k for k in own if k not in weights]
-    unexpected = [k for k in weights if k not in own]
-    reshaped = [k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if missing or unexpected or reshaped:
-        lines = [f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})"]
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)):
-            lines += [_difference("", what, names)] if names else []
-        raise CheckpointError("\n".join(lines))
+    check_fit(weights, backbone.state_dict(),
+              f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})")
     backbone.load_state_dict(weights, strict=True)
+
+
+def check_fit(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], title: str) -> None:
+    """Check that weights fill a module exactly.
+
+    Args:
+        weights: What is to be loaded.
+        own: State dict of the module.
+        title: First line of the message.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    differences = {
+        "missing": [k for k in own if k not in weights],
+        "unexpected": [k for k in weights if k not in own],
+        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
+    }
+    if any(differences.values()):
+        raise CheckpointError("\n".join(
+            [title, *(_difference("", what, names) for what, names in differences.items() if names)]))
 
 
 def _difference(title: str, what: str, names: list[str]) -> str:

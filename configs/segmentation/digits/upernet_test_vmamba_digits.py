@@ -8,17 +8,22 @@ _base_ = [
     "../../_base_/segmentation_runtime.py",
 ]
 _norm = dict(type="BN", requires_grad=True)
+_weights = [0.2] + [1.0] * 10  # nine tenths of the pixels are background
 model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),
     backbone=dict(name="test_vmamba", pretrained="work/demo/last.pth.tar"),
-    decode_head=dict(in_channels=[20, 32, 48, 64], channels=32, num_classes=11, norm_cfg=_norm),
-    auxiliary_head=dict(in_channels=48, channels=32, num_classes=11, norm_cfg=_norm))
+    decode_head=dict(
+        in_channels=[20, 32, 48, 64], channels=64, num_classes=11, norm_cfg=_norm,
+        loss_decode=dict(class_weight=_weights)),
+    auxiliary_head=dict(
+        in_channels=48, channels=64, num_classes=11, norm_cfg=_norm,
+        loss_decode=dict(class_weight=_weights)))
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=1500, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     constructor="LayerDecayOptimWrapperConstructor",
     paramwise_cfg=dict(layer_decay=0.9),
     clip_grad=dict(max_norm=5.0, norm_type=2))

@@ -1,0 +1,68 @@
+"""The authors' checkpoints of detectors and segmenters in the names of ours."""
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..models._checkpoint import CheckpointError
+from ..models.groupmamba import checkpoint_filter_fn as groupmamba_filter
+from ..models.localmamba import checkpoint_filter_fn as localmamba_filter
+from ..models.plainmamba import checkpoint_filter_fn as plainmamba_filter
+from ..models.vim import checkpoint_filter_fn as vim_filter
+from ..models.vmamba import checkpoint_filter_fn as vmamba_filter
+from .weights import check_fit
+
+_FILTERS = {
+    "GroupMamba": groupmamba_filter,
+    "LocalVMamba": localmamba_filter,
+    "LocalVim": localmamba_filter,
+    "PlainMamba": plainmamba_filter,
+    "Vim": vim_filter,
+    "VMamba": vmamba_filter,
+}
+# norms of outputs as their wrappers call them; PlainMamba's last output has the model's own
+_OUT_NORM = re.compile(r"^(?:outnorm_?|norm_layer)(\d+)\.(weight|bias)$")
+_ADAPTER = re.compile(r"^(spm|interactions|level_embed|ad_norm\d|up)\b")
+
+
+def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Rename the weights of an authors' detector or segmenter.
+
+    Args:
+        state_dict: Their weights; the backbone's begin with "backbone.".
+        model: Our model, built from the config that fits.
+
+    Returns:
+        Weights that fill `model` exactly.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    prefix = "backbone."
+    theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    rest = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
+    if not theirs:
+        raise CheckpointError("the checkpoint has no weights of a backbone: none of its names begin with 'backbone.'")
+    adapter = [k for k in theirs if _ADAPTER.match(k)]
+    if adapter:
+        raise CheckpointError(f"the checkpoint's backbone has a ViT-Adapter ({adapter[0]} ...), which is not built "
+                              "here; its weights have no counterpart")
+    backbone = model.backbone
+    family = type(backbone.model).__name__
+    if family not in _FILTERS:
+        raise CheckpointError(f"no published checkpoint of a {family} is known")
+    norms = {k: theirs.pop(k) for k in list(theirs) if _OUT_NORM.match(k)}
+    numbers = sorted({int(_OUT_NORM.match(k)[1]) for k in norms})
+    out = {}
+    for name, value in norms.items():
+        number, kind = _OUT_NORM.match(name).groups()
+        out[f"backbone.out_norms.{numbers.index(int(number))}.{kind}"] = value
+    last = f"out_norms.{len(backbone.out_norms) - 1}.norm"
+    if family == "PlainMamba" and f"{last}.weight" in backbone.state_dict():
+        for kind in ("weight", "bias"):
+            if f"ln1.{kind}" in theirs:
+                out[f"backbone.{last}.{kind}"] = theirs.pop(f"ln1.{kind}")
+    out |= {f"backbone.model.{k}": v for k, v in _FILTERS[family](theirs, backbone.model).items()}
+    out |= rest
+    check_fit(out, model.state_dict(), "the converted checkpoint does not fit the config's model")
+    return out
