@@ -6,7 +6,7 @@ WORK ?= work
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-segmentation test test-all openmmlab lint timm-suite clean
+.PHONY: help demo demo-segmentation test test-all openmmlab lint timm-suite parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
@@ -16,6 +16,7 @@ help:
 	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
 	@echo "make lint       ruff and mypy"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
+	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -69,6 +70,10 @@ test-all: lint $(VENV)/.openmmlab
 
 timm-suite: $(VENV)/.dev
 	$(BIN)/python tests/timm_suite/run.py $(PATTERNS)
+
+# our trainer against timm's own train.py from one recipe: make parity TIMM=<checkout of timm>
+parity: $(VENV)/.dev
+	$(BIN)/python tools/timm_parity.py --timm $(TIMM)
 
 clean:
 	rm -rf $(VENV) $(WORK)
