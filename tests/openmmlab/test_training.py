@@ -154,10 +154,10 @@ def test_launcher_resumes_tests_and_draws(scenes, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "resumed epoch: 0, iter: 2" in again.stdout + again.stderr
     result = launch("openmmlab_test.py", SEGMENTATION, tmp_path / "iter_3.pth", "--work-dir", tmp_path,
-                    "--show-dir", "pictures", *options(scenes, 3))
+                    "--show-dir", tmp_path / "pictures", *options(scenes, 3))
     assert result.returncode == 0, result.stderr
     assert "mIoU" in result.stdout + result.stderr
-    assert list(tmp_path.rglob("pictures/**/*.png"))
+    assert list((tmp_path / "pictures").rglob("*.png"))
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_launcher_prints_groups_and_refuses_bad_input(tmp_path):
     table = launch("openmmlab_train.py", SEGMENTATION, "--show-groups", "--cfg-options",
                    "model.backbone.pretrained=False")
     assert table.returncode == 0, table.stderr
-    assert "weight decay" in table.stdout and "0.002" in table.stdout
+    assert "weight decay" in table.stdout and "0.001" in table.stdout
     missing = launch("openmmlab_train.py", tmp_path / "absent.py")
     assert missing.returncode == 2 and "no config at" in missing.stderr
     if not torch.cuda.is_available():

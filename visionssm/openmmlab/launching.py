@@ -51,7 +51,8 @@ def _prepare_cpu_processes(cfg: Config) -> None:
         raise ValueError(f"without a GPU, torchrun starts several processes, not the launcher {cfg.launcher!r}")
     # mmengine would select a CUDA device first
     torch.distributed.init_process_group("gloo")
-    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+    cfg.model_wrapper_cfg = dict(
+        type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     cfg.sync_bn = None
     _replace_sync_bn(cfg.model)
 
@@ -115,7 +116,7 @@ def test(argv: list[str] | None = None) -> int:
     """Entry of tools/openmmlab_test.py."""
     parser = make_parser("Evaluate a detector or segmenter of mmdet or mmseg.")
     parser.add_argument("checkpoint", help="file of its training, or a converted one")
-    parser.add_argument("--show-dir", help="folder below the work folder that receives pictures of the predictions")
+    parser.add_argument("--show-dir", help="folder that receives pictures of the predictions")
     args = parser.parse_args(argv)
     try:
         if not os.path.isfile(args.checkpoint):
@@ -124,9 +125,12 @@ def test(argv: list[str] | None = None) -> int:
         cfg.load_from = args.checkpoint
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
         if args.show_dir:
-            cfg.default_hooks.visualization.draw = True
-            cfg.default_hooks.visualization.test_out_dir = args.show_dir
-            cfg.default_hooks.visualization.interval = 1
+            cfg.default_hooks.visualization.update(draw=True, interval=1)
+            folder = os.path.abspath(args.show_dir)
+            if cfg.default_scope == "mmdet":
+                cfg.default_hooks.visualization.test_out_dir = folder
+            else:
+                cfg.visualizer.save_dir = folder
         build_runner(cfg).test()
     except (CheckpointError, ValueError) as error:
         return _report(error)
