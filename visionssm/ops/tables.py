@@ -1,5 +1,6 @@
 """Facts about a scan table, looked up once per tensor: a launch must not read the table's values back."""
 import weakref
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,5 +30,7 @@ def check_table(order: Tensor, num_tokens: int) -> TableFacts:
         raise ValueError(f"order has entries from {low} to {high}; with {num_tokens} tokens they must lie in "
                          f"[-1, {num_tokens - 1}] (-1 reads a zero token)")
     facts = TableFacts(padded=low < 0)
-    _facts[key] = (weakref.ref(order, lambda _: _facts.pop(key, None)), version, num_tokens, facts)
+    # the dictionary is bound to the callback: at shutdown the module may already be empty
+    forget = partial(_facts.pop, key)
+    _facts[key] = (weakref.ref(order, lambda _, forget=forget: forget(None)), version, num_tokens, facts)
     return facts
