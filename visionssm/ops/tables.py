@@ -1,6 +1,5 @@
 """Facts about a scan table, looked up once per tensor: a launch must not read the table's values back."""
 import weakref
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,6 +30,6 @@ def check_table(order: Tensor, num_tokens: int) -> TableFacts:
                          f"[-1, {num_tokens - 1}] (-1 reads a zero token)")
     facts = TableFacts(padded=low < 0)
     # the dictionary is bound to the callback: at shutdown the module may already be empty
-    forget = partial(_facts.pop, key)
-    _facts[key] = (weakref.ref(order, lambda _, forget=forget: forget(None)), version, num_tokens, facts)
+    reference = weakref.ref(order, lambda _, known=_facts: known.pop(key, None))
+    _facts[key] = (reference, version, num_tokens, facts)
     return facts
