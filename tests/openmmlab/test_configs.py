@@ -86,6 +86,20 @@ def test_detector_builds_and_its_strides_agree(name):
         assert list(extractor.featmap_strides) == strides[:4]
 
 
+@pytest.mark.parametrize("name", DETECTION)
+def test_a_detectors_neck_reads_what_its_backbone_gives(name):
+    # without mmdet, which needs mmcv's compiled operators
+    cfg = read(name)
+    backbone = MODELS.build(cfg.model.backbone)
+    neck = cfg.model.neck[0] if isinstance(cfg.model.neck, list) else cfg.model.neck
+    if neck.type == "SimpleFPN":
+        assert neck.in_channels == backbone.out_channels[-1]
+        assert set(backbone.out_strides) == {16}
+    else:
+        assert list(neck.in_channels) == list(backbone.out_channels)
+        assert backbone.out_strides == (4, 8, 16, 32)
+
+
 @pytest.mark.parametrize("name", _params(SEGMENTATION))
 def test_segmenter_builds_and_its_channels_agree(name):
     model = build(read(name))
