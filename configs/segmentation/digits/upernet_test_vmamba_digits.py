@@ -18,7 +18,7 @@ model = dict(
     auxiliary_head=dict(
         in_channels=48, channels=64, num_classes=11, norm_cfg=_norm,
         loss_decode=dict(class_weight=_weights)))
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=1500, val_interval=500)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=3000, val_interval=1000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -29,7 +29,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0, norm_type=2))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=1500),
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=3000),
 ]
 default_hooks = dict(
     checkpoint=dict(interval=500, max_keep_ckpts=1),
