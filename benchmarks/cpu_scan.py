@@ -58,9 +58,10 @@ def step_loop(u, delta, A, B, C, D, delta_bias, order):
     B, C = B[:, table, route].transpose(1, 2), C[:, table, route].transpose(1, 2)
     h = u.new_zeros(b, k, d, A.shape[-1])
     ys = []
-    for t in range(L):
-        h = torch.exp(delta[:, t, ..., None] * A) * h + (delta[:, t] * u[:, t])[..., None] * B[:, t, :, None]
-        ys.append((h * C[:, t, :, None]).sum(-1) + D * u[:, t])
+    # unbind, not indexing: its backward does not write a whole sequence of zeros for every step
+    for u_t, delta_t, B_t, C_t in zip(u.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1), strict=True):
+        h = torch.exp(delta_t[..., None] * A) * h + (delta_t * u_t)[..., None] * B_t[:, :, None]
+        ys.append((h * C_t[:, :, None]).sum(-1) + D * u_t)
     y = torch.stack(ys, 2)
     return u.new_zeros(b, L, d).index_add(1, table.flatten(), y.flatten(1, 2))
 

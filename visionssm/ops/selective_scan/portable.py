@@ -36,7 +36,7 @@ class _Scratch(threading.local):
         buffer = self.buffers.get((name, like.dtype))
         if buffer is None or buffer.numel() < size:
             with torch.inference_mode(False):  # it may be used for training later
-                buffer = self.buffers[name, like.dtype] = torch.empty(max(size, _BLOCK), dtype=like.dtype)
+                buffer = self.buffers[name, like.dtype] = torch.empty(size, dtype=like.dtype)
         return buffer[:size].view(shape)
 
 
@@ -147,6 +147,7 @@ def _plan(steps: int, lanes: int) -> list[tuple[int, int, int]]:
     groups = min(_LANES // lanes, isqrt(2 * longest))
     if groups < 2:
         return [(start, 1, min(longest, steps - start)) for start in range(0, steps, longest)]
+    longest = max(1, longest // 2)  # groups need more buffers, and gain nothing from longer segments
     # equal segments, and a number of groups that leaves few steps over, to be walked one by one
     span = -(-steps // -(-steps // longest))
     groups = min(range(max(2, groups * 2 // 3), groups * 4 // 3 + 1), key=lambda g: (steps % g, abs(g - groups)))
