@@ -29,7 +29,6 @@ def check_table(order: Tensor, num_tokens: int) -> TableFacts:
         raise ValueError(f"order has entries from {low} to {high}; with {num_tokens} tokens they must lie in "
                          f"[-1, {num_tokens - 1}] (-1 reads a zero token)")
     facts = TableFacts(padded=low < 0)
-    # the dictionary is bound to the callback: at shutdown the module may already be empty
-    reference = weakref.ref(order, lambda _, known=_facts: known.pop(key, None))
-    _facts[key] = (reference, version, num_tokens, facts)
+    remembered = _facts  # the callback holds the dictionary itself: at shutdown the module may already be empty
+    _facts[key] = (weakref.ref(order, lambda _: remembered.pop(key, None)), version, num_tokens, facts)  # type: ignore
     return facts
