@@ -1,7 +1,7 @@
 """LocalVMamba-S, Mask R-CNN, 12 epochs; the authors train with mixed precision (--amp).
 
-Published: box AP 48.4, mask AP 43.2. Source: the paper (arXiv:2403.09338); the authors' repository leaves its
-result columns empty and publishes no weights of detectors and segmenters.
+Published: box AP 48.4, mask AP 43.2. Source: the paper (arXiv:2403.09338), still to be checked against it;
+the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 """
 _base_ = [
     "../../_base_/models/mask_rcnn.py",

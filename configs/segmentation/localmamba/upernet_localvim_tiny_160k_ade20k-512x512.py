@@ -1,7 +1,7 @@
 """LocalVim-T, UPerNet on four blocks of one stride, 160,000 iterations.
 
-Published: mIoU 43.4, with several scales 44.4. Source: the paper (arXiv:2403.09338); the authors' repository leaves its
-result columns empty and publishes no weights of detectors and segmenters.
+Published: mIoU 43.4, with several scales 44.4. Source: the paper (arXiv:2403.09338), still to be checked against it;
+the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The authors switch to LayerNorm in the blocks here, started from the weights of the RMS norms; this keeps the RMS norms.
 """
 _base_ = [

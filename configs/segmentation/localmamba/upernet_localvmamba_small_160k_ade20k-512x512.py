@@ -1,7 +1,7 @@
 """LocalVMamba-S, UPerNet, 160,000 iterations.
 
-Published: mIoU 50.0, with several scales 51.0. Source: the paper (arXiv:2403.09338); the authors' repository leaves its
-result columns empty and publishes no weights of detectors and segmenters.
+Published: mIoU 50.0, with several scales 51.0. Source: the paper (arXiv:2403.09338), still to be checked against it;
+the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 """
 _base_ = [
     "../../_base_/models/upernet.py",

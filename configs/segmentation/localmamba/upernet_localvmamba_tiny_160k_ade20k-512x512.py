@@ -1,7 +1,7 @@
 """LocalVMamba-T, UPerNet, 160,000 iterations.
 
-Published: mIoU 47.9, with several scales 49.1. Source: the paper (arXiv:2403.09338); the authors' repository leaves its
-result columns empty and publishes no weights of detectors and segmenters.
+Published: mIoU 47.9, with several scales 49.1. Source: the paper (arXiv:2403.09338), still to be checked against it;
+the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
 _base_ = [
