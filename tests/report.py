@@ -1,9 +1,14 @@
 """Run everything and write dated reports, one file a part, to reports/.
 
-    python tests/report.py [parity tests timm faults]
+    python tests/report.py [parity tests timm faults digits]
 
-Parts: `parity`, the deviation of every recorded case; `tests`, all tests without a GPU, slow ones included; `timm`,
-timm's own model tests on every variant; `faults`, the training that is killed again and again. Without arguments, all.
+Without arguments, all parts:
+
+    parity   the deviation of every recorded case
+    tests    all tests that need no GPU, slow ones included, except the last two parts
+    timm     timm's own model tests on every variant
+    faults   a training that is killed again and again
+    digits   the pico variant of each family trained on handwritten digits
 """
 import argparse
 import platform
@@ -19,10 +24,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "parity": ["tools/parity.py"],
-    "tests": ["-m", "pytest", "-n", "2", "-q", "-m", "not gpu", "--durations=15"],
+    "tests": ["-m", "pytest", "-n", "2", "-q", "-m", "not gpu", "--durations=15",
+              "-k", "not digits_recipes_reach and not twenty_kills"],
     "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "test_*vim", "*plainmamba*", "*groupmamba*",
              "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
+    "digits": ["-m", "pytest", "-n", "2", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
 }
 
 
