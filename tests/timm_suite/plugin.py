@@ -52,11 +52,14 @@ def pytest_collection_modifyitems(config, items):
                 if isinstance(name, str) and _match(name) and item.originalname not in ONLINE]
 
 
-def pytest_collection_finish(session):
-    tested.update(item.callspec.params["model_name"].split(".", 1)[0] for item in session.items)
+def pytest_runtest_logreport(report):
+    # the last parameter is the name, perhaps with a tag; reports reach the controller of parallel runs too
+    tested.add(report.nodeid.rsplit("[", 1)[-1].rstrip("]").rsplit("-", 1)[-1].split(".", 1)[0])
 
 
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workerinput"):
+        return
     missing = sorted(set(session.config.suite_names) - tested)
     without_cfg = sorted(set(session.config.suite_names) - set(_registry.list_models(name_matches_cfg=True)))
     if exitstatus == 0 and (missing or without_cfg):
