@@ -2,7 +2,7 @@
 """Predict for image files.
 
 Classify: tools/predict.py IMAGES --checkpoint FILE --output PNG.
-Segment, with mmseg: tools/predict.py IMAGES --config CONFIG --checkpoint FILE --output FOLDER.
+Detect or segment, with mmdet or mmseg: tools/predict.py IMAGES --config CONFIG --checkpoint FILE --output FOLDER.
 """
 
 import sys
@@ -11,7 +11,7 @@ if any(argument.split("=")[0] == "--config" for argument in sys.argv[1:]):
     try:
         from visionssm.openmmlab.prediction import main
     except ImportError as missing:
-        sys.exit(f"predict: --config needs mmseg, which `make openmmlab` installs: {missing}")
+        sys.exit(f"predict: --config needs mmdet or mmseg; docs/openmmlab.md says how to install them: {missing}")
 else:
     from visionssm.engine.prediction import main
 

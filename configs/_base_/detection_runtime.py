@@ -1,7 +1,7 @@
 """What every detection run shares."""
 default_scope = "mmdet"
 custom_imports = dict(imports=["visionssm.openmmlab"], allow_failed_imports=False)
-custom_hooks = [dict(type="ChannelCheckHook")]
+custom_hooks = [dict(type="ChannelCheckHook"), dict(type="ClassCheckHook")]
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),

@@ -1,7 +1,7 @@
 """What every segmentation run shares."""
 default_scope = "mmseg"
 custom_imports = dict(imports=["visionssm.openmmlab"], allow_failed_imports=False)
-custom_hooks = [dict(type="ChannelCheckHook")]
+custom_hooks = [dict(type="ChannelCheckHook"), dict(type="ClassCheckHook")]
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),

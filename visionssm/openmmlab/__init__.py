@@ -11,14 +11,17 @@ except ImportError as error:
 
 from .backbone import VisionSSMBackbone
 from .channels import ChannelCheckHook, check_channels
+from .data import ClassCheckHook, check_classes
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_groups
 from .simple_fpn import SimpleFPN
 
 __all__ = [
     "ChannelCheckHook",
+    "ClassCheckHook",
     "LayerDecayOptimWrapperConstructor",
     "SimpleFPN",
     "VisionSSMBackbone",
     "check_channels",
+    "check_classes",
     "describe_groups",
 ]

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from ..models._checkpoint import CheckpointError
+from .data import check_data, move_data
 from .layer_decay import describe_groups
 
 
@@ -20,6 +21,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a config of mmdet or mmseg")
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures (default: work/<config's name>)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of the data, in place of the config's")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE",
                         help="settings that override the config's, as train_dataloader.batch_size=4")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"),
@@ -36,6 +38,8 @@ def load_config(args: argparse.Namespace) -> Config:
     if not os.path.isfile(args.config):
         raise ValueError(f"no config at {args.config!r}")
     cfg = Config.fromfile(args.config)
+    if args.data_root:
+        move_data(cfg, args.data_root)
     cfg.merge_from_dict(args.cfg_options)
     under_torchrun = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
     cfg.launcher = args.launcher or ("pytorch" if under_torchrun else "none")
@@ -101,6 +105,7 @@ def train(argv: list[str] | None = None) -> int:
         if args.show_groups:
             print(describe_groups(_optimizer(cfg)))
             return 0
+        check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
         build_runner(cfg).train()
     except (CheckpointError, ValueError) as error:
         return _report(error)
@@ -131,6 +136,7 @@ def test(argv: list[str] | None = None) -> int:
                 cfg.default_hooks.visualization.test_out_dir = folder
             else:
                 cfg.visualizer.save_dir = folder
+        check_data(cfg, ["test"])
         build_runner(cfg).test()
     except (CheckpointError, ValueError) as error:
         return _report(error)

@@ -1,74 +1,109 @@
-"""Segmentation of image files: a picture for each, a table for all."""
+"""Detection and segmentation of image files: a picture for each, a line for each."""
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
-from mmseg.apis import inference_model, init_model, show_result_pyplot
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..engine.errors import UserError
 from ..engine.prediction import find_images, read_image
 from ..models import CheckpointError
-from .weights import read_state_dict
+from .weights import check_fit, read_state_dict
+
+_VISUALIZERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}  # by scope
+_ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations")  # steps of a pipeline that read the truth
+_SHOWN = 10  # objects named in an image's line
 
 
-def load_segmenter(config: str, checkpoint: str, device: str = "cpu") -> nn.Module:
-    """Build a segmenter of mmseg and fill it, strictly.
+class Predictor:
+    """A trained detector of mmdet or segmenter of mmseg, for image files.
 
     Args:
         config: The configuration it was trained with.
-        checkpoint: File of its training, or a converted one.
+        checkpoint: File of its training, or a converted one; it must fill the model exactly.
         device: Where it shall run.
 
-    Raises:
-        UserError: the configuration is none of mmseg, or the weights are not those of its model.
-    """
-    if not Path(config).is_file():
-        raise UserError(f"no configuration at {config!r}")
-    cfg = Config.fromfile(config)
-    if cfg.get("default_scope") != "mmseg":
-        raise UserError(f"{config} is a configuration of {cfg.get('default_scope')!r}; predictions are drawn for mmseg")
-    cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
-    weights = read_state_dict(checkpoint)
-    init_default_scope("mmseg")
-    model = init_model(cfg, device=device)
-    own = model.state_dict()
-    different = sorted(set(own) ^ set(weights)) + [
-        k for k in own if k in weights and own[k].shape != weights[k].shape]
-    if different:
-        raise UserError(f"{checkpoint} does not hold the weights of {config}: {len(different)} names are in one only "
-                        f"or of another shape, as {', '.join(different[:5])}")
-    model.load_state_dict(weights)
-    dataset = cfg.test_dataloader.dataset
-    model.dataset_meta = DATASETS.build(dict(dataset, lazy_init=True)).metainfo  # names and colours; reads no file
-    model.cfg.test_pipeline = dataset.pipeline
-    return model
-
-
-def segment(model: nn.Module, image: Path, picture: Path | None = None) -> Tensor:
-    """Segment an image file.
-
-    Args:
-        model: As `load_segmenter` returns it.
-        image: The file.
-        picture: Where to draw the classes over the image, or None.
-
-    Returns:
-        Class of each pixel (height, width), int64.
+    Attributes:
+        classes: Names of what it tells apart.
 
     Raises:
-        BadImageError: the image cannot be read.
+        UserError: the configuration is none of mmdet or mmseg, or what it needs is not installed.
+        CheckpointError: the file is no checkpoint, or its weights are not those of the model.
     """
-    read_image(image, "RGB")  # says which image is damaged
-    result = inference_model(model, str(image))
-    if picture is not None:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        show_result_pyplot(model, str(image), result, draw_gt=False, show=False, out_file=str(picture))
-    return result.pred_sem_seg.data[0].cpu()
+
+    def __init__(self, config: str, checkpoint: str, device: str = "cpu"):
+        if not Path(config).is_file():
+            raise UserError(f"no configuration at {config!r}")
+        cfg = Config.fromfile(config)
+        scope = cfg.get("default_scope")
+        if scope not in _VISUALIZERS:
+            raise UserError(f"{config} is a configuration of {scope!r}; predictions are drawn for mmdet and mmseg")
+        weights = read_state_dict(checkpoint)
+        cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
+        try:
+            init_default_scope(scope)
+            self.model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model))
+        except ImportError as missing:
+            raise UserError(f"{config} needs what is not installed ({missing}); docs/openmmlab.md says how to install "
+                            "mmcv with its operators") from missing
+        check_fit(weights, self.model.state_dict(), f"{checkpoint} does not hold the weights of {config}'s model")
+        self.model.load_state_dict(weights)
+        self.model.to(device).eval()
+        dataset = cfg.test_dataloader.dataset
+        metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo  # names and colours; reads no file
+        self.classes: Sequence[str] = metainfo["classes"]
+        self._pipeline = Compose([step for step in dataset.pipeline if step["type"] not in _ANNOTATIONS])
+        self._visualizer = VISUALIZERS.build(dict(type=_VISUALIZERS[scope], vis_backends=[]))
+        self._visualizer.dataset_meta = metainfo
+
+    @torch.inference_mode()
+    def __call__(self, image: Path, picture: Path | None = None, min_score: float = 0.3) -> BaseDataElement:
+        """Detect or segment what an image file shows.
+
+        Args:
+            image: The file.
+            picture: Where to draw the result over the image, or None.
+            min_score: Boxes below are not drawn.
+
+        Returns:
+            The sample of mmdet (`pred_instances`) or mmseg (`pred_sem_seg`).
+
+        Raises:
+            BadImageError: the image cannot be read.
+        """
+        pixels = np.asarray(read_image(image, "RGB"))  # says which image is damaged
+        sample = self.model.test_step(pseudo_collate([self._pipeline(dict(img_path=str(image), img_id=0))]))[0].cpu()
+        if picture is not None:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            options = dict(pred_score_thr=min_score) if "pred_instances" in sample else {}
+            self._visualizer.add_datasample(
+                image.name, pixels, sample, draw_gt=False, show=False, out_file=str(picture), **options)
+        return sample
+
+    def describe(self, sample: BaseDataElement, min_score: float = 0.3) -> str:
+        """A line about a result: the objects with their scores, or the classes with their share of the pixels."""
+        if "pred_instances" in sample:
+            found = sample.pred_instances
+            return objects(found.labels, found.scores, self.classes, min_score)
+        return shares(sample.pred_sem_seg.data[0], self.classes)
+
+
+def objects(labels: Tensor, scores: Tensor, classes: Sequence[str], min_score: float) -> str:
+    """The detected objects with their scores, best first."""
+    ranked = sorted(((score, label) for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+                     if score >= min_score), reverse=True)
+    named = [f"{classes[label]} ({score:.2f})" for score, label in ranked[:_SHOWN]]
+    if len(ranked) > _SHOWN:
+        named.append(f"{len(ranked) - _SHOWN} more")
+    return ", ".join(named) or f"nothing with a score of {min_score} or more"
 
 
 def shares(labels: Tensor, classes: Sequence[str]) -> str:
@@ -81,20 +116,22 @@ def shares(labels: Tensor, classes: Sequence[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="predict.py --config CONFIG", description="Segment image files with a trained model of mmseg.")
+        prog="predict.py --config CONFIG",
+        description="Draw boxes and masks (mmdet) or classes of pixels (mmseg) over image files.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-    parser.add_argument("--config", required=True, help="configuration of the segmenter")
+    parser.add_argument("--config", required=True, help="configuration of the detector or segmenter")
     parser.add_argument("--checkpoint", required=True, help="file of its training, or a converted one")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="receives a picture for each image")
+    parser.add_argument("--min-score", type=float, default=0.3, help="boxes below are left out (default: 0.3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     args = parser.parse_args(argv)
     try:
         images = find_images(args.images)
-        model = load_segmenter(args.config, args.checkpoint, args.device)
+        predictor = Predictor(args.config, args.checkpoint, args.device)
         for number, image in enumerate(images):
             picture = Path(args.output) / f"{number:04d}_{image.stem}.png"
-            labels = segment(model, image, picture)
-            print(f"{image} -> {picture}: {shares(labels, model.dataset_meta['classes'])}")
+            sample = predictor(image, picture, args.min_score)
+            print(f"{image} -> {picture}: {predictor.describe(sample, args.min_score)}")
     except (UserError, CheckpointError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,9 @@
 """LocalVim-T, Mask R-CNN on a simple feature pyramid, large-scale jitter, 184,375 iterations.
 
-No result is published. The authors' layer decay of 0.7 reaches only the embeddings (their rule looks for blocks under
-another name), at 0.7 ** 13 of the rate; so it does here. They switch to LayerNorm in the blocks; this keeps RMS norms.
+Published: box AP 45.3, mask AP 39.9. Source: the paper (arXiv:2403.09338, table 6), which calls the detector a Cascade
+Mask R-CNN; the authors' configuration, which this follows, is a Mask R-CNN. Their layer decay of 0.7 reaches only the
+embeddings (their rule looks for blocks under another name), at 0.7 ** 13 of the rate; so it does here. They switch to
+LayerNorm in the blocks; this keeps RMS norms.
 """
 _base_ = [
     "../../_base_/models/mask_rcnn.py",

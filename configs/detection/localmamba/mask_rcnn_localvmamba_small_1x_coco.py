@@ -1,6 +1,6 @@
 """LocalVMamba-S, Mask R-CNN, 12 epochs; the authors train with mixed precision (--amp).
 
-Published: box AP 48.4, mask AP 43.2. Source: the paper (arXiv:2403.09338), still to be checked against it;
+Published: box AP 48.4, mask AP 43.2. Source: the paper (arXiv:2403.09338, table 3);
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 """
 _base_ = [

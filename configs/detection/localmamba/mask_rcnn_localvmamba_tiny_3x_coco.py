@@ -1,6 +1,6 @@
 """LocalVMamba-T, Mask R-CNN, 36 epochs, multi-scale; the authors train with mixed precision (--amp).
 
-Published: box AP 48.7, mask AP 43.4. Source: the paper (arXiv:2403.09338), still to be checked against it;
+Published: box AP 48.7, mask AP 43.4. Source: the paper (arXiv:2403.09338, table 3);
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """

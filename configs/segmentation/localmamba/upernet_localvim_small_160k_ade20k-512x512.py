@@ -1,6 +1,6 @@
 """LocalVim-S, UPerNet on four blocks of one stride, 160,000 iterations.
 
-Published: mIoU 46.4, with several scales 47.5. Source: the paper (arXiv:2403.09338), still to be checked against it;
+Published: mIoU 46.4, with several scales 47.5. Source: the paper (arXiv:2403.09338, table 4);
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The authors switch to LayerNorm in the blocks here, started from the weights of the RMS norms; this keeps the RMS norms.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.

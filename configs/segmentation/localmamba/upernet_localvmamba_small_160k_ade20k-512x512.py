@@ -1,6 +1,6 @@
 """LocalVMamba-S, UPerNet, 160,000 iterations.
 
-Published: mIoU 50.0, with several scales 51.0. Source: the paper (arXiv:2403.09338), still to be checked against it;
+Published: mIoU 50.0, with several scales 51.0. Source: the paper (arXiv:2403.09338, table 4);
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 """
 _base_ = [

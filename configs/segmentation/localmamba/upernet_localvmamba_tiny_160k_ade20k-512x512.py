@@ -1,6 +1,6 @@
 """LocalVMamba-T, UPerNet, 160,000 iterations.
 
-Published: mIoU 47.9, with several scales 49.1. Source: the paper (arXiv:2403.09338), still to be checked against it;
+Published: mIoU 47.9, with several scales 49.1. Source: the paper (arXiv:2403.09338, table 4);
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
