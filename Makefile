@@ -6,14 +6,19 @@ WORK ?= work
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo demo-segmentation test test-all openmmlab lint timm-suite parity clean
+# 1 compiles mmcv's operators for a GPU too
+FORCE_CUDA ?= 0
+
+.PHONY: help demo demo-detection demo-segmentation test test-all openmmlab openmmlab-compiled lint timm-suite parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
+	@echo "make demo-detection      find digits in scenes of several, with boxes and masks, with the demo's model and mmdet"
 	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
 	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
 	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
+	@echo "make openmmlab-compiled   add what detection needs too; mmcv's operators are compiled once"
 	@echo "make lint       ruff and mypy"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
@@ -39,6 +44,22 @@ $(VENV)/.openmmlab: $(VENV)/.installed
 
 openmmlab: $(VENV)/.openmmlab
 
+# mmcv has no ready-made package with operators. pip keeps what it compiles, so that another environment need not wait.
+$(VENV)/.openmmlab-compiled: $(VENV)/.installed
+	@echo "mmcv's operators are compiled once, which takes about nine minutes on two cores"
+	$(PIP) install -c constraints.txt "setuptools>=77,<81" wheel ninja psutil
+	$(PIP) uninstall -y mmcv-lite
+	MMCV_WITH_OPS=1 FORCE_CUDA=$(FORCE_CUDA) $(PIP) install -c constraints.txt --no-build-isolation onedl-mmcv || { \
+		echo "mmcv's operators could not be compiled: install a C++ compiler, make and Python's headers" \
+			"(on Debian: apt install g++ make python3-dev) and try again, or use 'make openmmlab', which compiles" \
+			"nothing and serves segmentation" >&2; exit 1; }
+	$(PIP) install -c constraints.txt onedl-mmengine onedl-mmdetection onedl-mmsegmentation
+	$(PIP) install -c constraints.txt --no-deps --force-reinstall opencv-python-headless
+	$(BIN)/python -c "import torch, mmcv._ext"
+	@touch $@ $(VENV)/.openmmlab
+
+openmmlab-compiled: $(VENV)/.openmmlab-compiled
+
 demo: $(VENV)/.installed
 	$(BIN)/python tools/prepare_digits.py --output $(WORK)/digits
 	$(BIN)/python tools/train.py -c configs/classification/digits/test_vmamba.yaml \
@@ -49,23 +70,33 @@ demo: $(VENV)/.installed
 		--output $(WORK)/demo/predictions.png
 	@echo "pictures: $(WORK)/demo/predictions.png (mistakes first), $(WORK)/demo/curve.png"
 
+# the model that the two demos below begin with
+$(WORK)/demo/last.pth.tar:
+	$(MAKE) demo
+
 SCENES := $(WORK)/digit_scenes
-demo-segmentation: $(VENV)/.openmmlab
-	test -f $(WORK)/demo/last.pth.tar || $(MAKE) demo
+demo-detection: $(VENV)/.openmmlab-compiled | $(WORK)/demo/last.pth.tar
+	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
+	$(BIN)/python tools/openmmlab_train.py configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
+		--work-dir $(WORK)/demo-detection --data-root $(SCENES) \
+		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
+	@echo "pictures, truth beside prediction: $(WORK)/demo-detection/*/vis_data/vis_image"
+
+demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
 	$(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/upernet_test_vmamba_digits.py \
-		--work-dir $(WORK)/demo-segmentation --cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar \
-		train_dataloader.dataset.data_root=$(SCENES) val_dataloader.dataset.data_root=$(SCENES)
+		--work-dir $(WORK)/demo-segmentation --data-root $(SCENES) \
+		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint $(VENV)/.openmmlab
+test: lint $(VENV)/.openmmlab-compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: lint $(VENV)/.openmmlab
+test-all: lint $(VENV)/.openmmlab-compiled
 	$(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev
