@@ -29,7 +29,7 @@ PARTS = {
     "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "test_*vim", "*plainmamba*", "*groupmamba*",
              "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
-    "digits": ["-m", "pytest", "-n", "2", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
+    "digits": ["-m", "pytest", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
 }
 
 

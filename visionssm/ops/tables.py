@@ -28,7 +28,12 @@ def check_table(order: Tensor, num_tokens: int) -> TableFacts:
     if low < -1 or high >= num_tokens:
         raise ValueError(f"order has entries from {low} to {high}; with {num_tokens} tokens they must lie in "
                          f"[-1, {num_tokens - 1}] (-1 reads a zero token)")
-    facts = TableFacts(padded=low < 0)
-    remembered = _facts  # the callback holds the dictionary itself: at shutdown the module may already be empty
+    return remember_table(order, num_tokens, TableFacts(padded=low < 0))
+
+
+def remember_table(order: Tensor, num_tokens: int, facts: TableFacts) -> TableFacts:
+    """Have `check_table` return these facts for as long as the tensor lives unchanged; for tables without values."""
+    key, remembered = id(order), _facts  # the callback holds the dictionary itself: at shutdown the module may be empty
+    version = 0 if order.is_inference() else order._version
     _facts[key] = (weakref.ref(order, lambda _: remembered.pop(key, None)), version, num_tokens, facts)  # type: ignore
     return facts
