@@ -32,29 +32,31 @@ def row(name: str, size: int, checkpointing: bool, args: argparse.Namespace) -> 
 
 
 def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str:
-    """The rows as tables, plain beside checkpointed, one table for each image size."""
-    batches = args.batch_size
+    """The rows as one table for each image size; every cell says it without and with checkpointing."""
+    autocast = "without autocast" if args.precision == "float32" else f"under {args.precision} autocast"
     lines = [
         "# Memory of a training step", "",
-        f"Computed from shapes by `{command}`; not measured.", "",
-        f"Held when the backward begins, plus the gradients: weights, gradients, AdamW's two moments and averaged "
-        f"weights in float32, the image, and the tensors that the forward keeps for the backward, under "
-        f"{'no' if args.precision == 'float32' else args.precision} autocast with the Triton scan. What operators "
-        f"need only while they run, a distillation's teacher, DDP's buckets (once more the gradients) and what the "
-        f"allocator cannot use come on top. The right half is with `--grad-checkpointing`, and counts the block whose "
-        f"recomputation takes most.", "",
+        f"Computed from shapes, not measured: `{command}`.", "",
+        "Counted is what is alive when the backward begins, and the gradients that come then: weights, gradients, "
+        "AdamW's two moments and averaged weights in float32, the images, and what the forward keeps of them for the "
+        f"backward, {autocast} and with the Triton scan. What an operator needs only while it runs, the teacher of a "
+        "distillation, DDP's buckets (once more the gradients) and what the allocator cannot use come on top.", "",
+        "Each cell is without / with `--grad-checkpointing`; with it, the block whose recomputation takes most is "
+        "counted. Memory grows linearly with the batch: fixed + batch x per image.", "",
     ]
-    head = ["fixed", "per image", *(f"batch {b}" for b in batches), f"largest in {args.limit:g} GiB"]
+    columns = ["model", "fixed (MiB)", "per image (MiB)", *(f"batch {b} (GiB)" for b in args.batch_size),
+               f"largest batch in {args.limit:g} GiB"]
     for size in args.img_size:
-        lines += [f"## {size} x {size} pixels", "",
-                  "| model | " + " | ".join(head) + " | checkpointing: " + " | ".join(head) + " |",
-                  "|---|" + "---:|" * 2 * len(head)]
+        lines += [f"## {size} x {size} pixels", "", f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
         for plain, saving in zip(rows[::2], rows[1::2], strict=True):
-            if plain["img_size"] == size:
-                cells = [cell for r in (plain, saving) for cell in (
-                    f"{r['fixed_mib']:,.0f} MiB", f"{r['per_image_mib']:,.1f} MiB",
-                    *(f"{r['gib'][b]:.1f} GiB" for b in batches), f"{r['largest_batch']:,}")]
-                lines.append(f"| `{plain['model']}` | " + " | ".join(cells) + " |")
+            if plain["img_size"] != size:
+                continue
+            pair = plain, saving
+            cells = [" / ".join(f"{r['fixed_mib']:.0f}" for r in pair),
+                     " / ".join(f"{r['per_image_mib']:.1f}" for r in pair),
+                     *(" / ".join(f"{r['gib'][b]:.1f}" for r in pair) for b in args.batch_size),
+                     " / ".join(str(r["largest_batch"]) for r in pair)]
+            lines.append(f"| `{plain['model']}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
