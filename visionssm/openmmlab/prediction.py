@@ -18,7 +18,7 @@ from ..engine.prediction import find_images, read_image
 from ..models import CheckpointError
 from .weights import check_fit, read_state_dict
 
-_VISUALIZERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}  # by scope
+_VISUALIZERS = {"mmdet": "mmdet.DetLocalVisualizer", "mmseg": "mmseg.SegLocalVisualizer"}  # by scope
 _ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations")  # steps of a pipeline that read the truth
 _SHOWN = 10  # objects named in an image's line
 
@@ -61,7 +61,7 @@ class Predictor:
         metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo  # names and colours; reads no file
         self.classes: Sequence[str] = metainfo["classes"]
         self._pipeline = Compose([step for step in dataset.pipeline if step["type"] not in _ANNOTATIONS])
-        self._visualizer = VISUALIZERS.build(dict(type=_VISUALIZERS[scope], vis_backends=[]))
+        self._visualizer = VISUALIZERS.get(_VISUALIZERS[scope])(vis_backends=[])  # build() gives one per process
         self._visualizer.dataset_meta = metainfo
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ _meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 _dataset = dict(type="CocoDataset", data_root=_root, metainfo=dict(classes=_classes))
 _test_pipeline = [
     dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale_factor=1.0),  # notes the factor, by which mmdet scales boxes and masks back
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(type="PackDetInputs", meta_keys=_meta),
 ]
