@@ -1,11 +1,17 @@
 """Authors' detectors and segmenters: files made in their layout load and reproduce their recorded maps."""
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
 
 import torch  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tests.parity import DATA, compare_summary, fill_state_dict, reference_input  # noqa: E402
@@ -16,6 +22,9 @@ from visionssm.models._checkpoint import CheckpointError  # noqa: E402
 from visionssm.openmmlab import VisionSSMBackbone  # noqa: E402
 from visionssm.openmmlab.conversion import convert  # noqa: E402
 from visionssm.openmmlab.weights import read_state_dict  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 
 
 class Segmenter(nn.Module):
@@ -89,3 +98,97 @@ def test_what_does_not_fit_is_refused():
         convert(theirs | {"backbone.spm.stem.0.weight": torch.zeros(1)}, model)
     with pytest.raises(CheckpointError, match="not one of"):
         convert(theirs | {"backbone.layers.9.weight": torch.zeros(1)}, model)
+
+
+def detector(backbone):
+    """The small Mask R-CNN of the digits on another backbone."""
+    pytest.importorskip("mmcv._ext", reason="mmcv's operators are not compiled")
+    cfg = Config.fromfile(CONFIGS / "detection/digits/mask_rcnn_test_vmamba_digits.py")
+    cfg.model.backbone = dict(type="VisionSSMBackbone", **backbone)
+    cfg.model.neck.in_channels = list(VisionSSMBackbone(**backbone).out_channels)
+    return cfg
+
+
+def segmenter(backbone):
+    """The small UPerNet of the digits on another backbone."""
+    pytest.importorskip("mmseg.models", reason="mmseg or mmcv is not installed")
+    cfg = Config.fromfile(CONFIGS / "segmentation/digits/upernet_test_vmamba_digits.py")
+    cfg.model.backbone = dict(type="VisionSSMBackbone", **backbone)
+    channels = list(VisionSSMBackbone(**backbone).out_channels)
+    cfg.model.decode_head.update(in_channels=channels, in_index=list(range(len(channels))))
+    cfg.model.auxiliary_head.update(in_channels=channels[1], in_index=1)
+    return cfg
+
+
+@pytest.mark.parametrize("make_config, path, arguments", [(detector, *CASES[0]), (segmenter, *CASES[4])])
+def test_a_whole_file_goes_through_the_command(make_config, path, arguments, tmp_path):
+    record = json.loads((DATA / f"{path}.json").read_text())
+    outputs = record.get("outputs") or record["stages"]
+    cfg = make_config(dict(arguments(record), out_indices=list(record.get("out_indices", range(len(outputs))))))
+    config = tmp_path / "config.py"
+    cfg.dump(config)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    original = MODELS.build(cfg.model).eval()
+    theirs = {k: v for k, v in original.state_dict().items() if not k.startswith("backbone.")}
+    theirs |= {f"backbone.{k}": v for k, v in fill_state_dict(record["keys"], record).items()}
+    torch.save({"meta": {"epoch": 12}, "state_dict": theirs, "optimizer": {}}, tmp_path / "epoch_12.pth")
+
+    command = [sys.executable, str(ROOT / "tools/convert.py"), str(config), str(tmp_path / "epoch_12.pth"),
+               str(tmp_path / "converted.pth")]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+    assert result.returncode == 0, result.stderr
+
+    torch.manual_seed(1)
+    converted = MODELS.build(cfg.model).eval()
+    converted.load_state_dict(torch.load(tmp_path / "converted.pth", weights_only=True)["state_dict"], strict=True)
+    x = torch.from_numpy(reference_input(record["input_shape"], record["seed"]))
+    with torch.no_grad():
+        maps = converted.backbone(x)
+        for ours, expected in zip(maps, outputs, strict=True):
+            assert compare_summary(expected["name"], ours, expected).ok
+        # the heads are those of the file
+        original.backbone = converted.backbone
+        for ours, expected in zip(_predict(converted, x), _predict(original, x), strict=True):
+            assert ours.numel() and torch.equal(ours, expected)
+
+
+def _predict(model, x):
+    """Boxes with scores and masks, or the logits of every pixel."""
+    if not hasattr(model, "roi_head"):
+        return [model(x)]
+    size = x.shape[2:]
+    sample = pytest.importorskip("mmdet.structures").DetDataSample(metainfo=dict(
+        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    model.test_cfg.rcnn.score_thr = 0.0
+    found = model(x, [sample], mode="predict")[0].pred_instances
+    return [found.bboxes, found.scores, found.masks]
+
+
+def _published():
+    """Configs whose authors publish the trained model, with the recorded names of its backbone's weights."""
+    for folder in ("detection/vmamba", "segmentation/vmamba", "segmentation/plainmamba"):
+        for path in sorted((CONFIGS / folder).glob("*.py")):
+            yield pytest.param(path, id=f"{folder}/{path.stem}")
+
+
+@pytest.mark.parametrize("path", _published())
+def test_names_and_shapes_of_published_files_fit(path):
+    cfg = Config.fromfile(path)
+    pytest.importorskip("mmcv._ext" if cfg.default_scope == "mmdet" else "mmseg.models",
+                        reason="mmseg, or mmcv with its operators, is not installed")
+    cfg.model.backbone.pretrained = False
+    init_default_scope(cfg.default_scope)
+    keys = json.loads((DATA / f"keys/{cfg.model.backbone.name}.json").read_text())["keys"]
+    plain = "plainmamba" in cfg.model.backbone.name
+    with torch.device("meta"):
+        model = MODELS.build(cfg.model)
+        theirs = {f"backbone.{name.removeprefix('backbone.')}": torch.empty(shape) for name, shape in keys
+                  if not name.startswith(("classifier.", "head."))}
+        channels = model.backbone.out_channels
+        for i, width in enumerate(channels[:-1] if plain else channels):
+            for kind in ("weight", "bias"):
+                theirs[f"backbone.{'norm_layer' if plain else 'outnorm'}{i}.{kind}"] = torch.empty(width)
+    theirs |= {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
+    model.load_state_dict(convert(theirs, model), strict=True, assign=True)
