@@ -47,7 +47,8 @@ def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str
     columns = ["model", "fixed (MiB)", "per image (MiB)", *(f"batch {b} (GiB)" for b in args.batch_size),
                f"largest batch in {args.limit:g} GiB"]
     for size in args.img_size:
-        lines += [f"## {size} x {size} pixels", "", f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+        lines += [f"## {size} x {size} pixels", "",
+                  f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
         for plain, saving in zip(rows[::2], rows[1::2], strict=True):
             if plain["img_size"] != size:
                 continue

@@ -2,15 +2,19 @@
 """Run our trainer and timm's train.py from one recipe on the same images and compare their losses.
 
     python tools/timm_parity.py --timm CHECKOUT --output work/timm_parity
+    python tools/timm_parity.py --timm CHECKOUT --options tests/engine/timm_options.json
 
 CHECKOUT holds timm's train.py of the pinned version, which is not in its wheel. Every step takes all training images,
 so that the order of the samples, which the two draw differently, does not matter; augmentation and drop path are off,
-and both start from one file of weights.
+and both start from one file of weights. The second form records the options of timm's parser, against which the tests
+hold every recipe.
 """
 
 import argparse
 import csv
+import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,9 +23,11 @@ from pathlib import Path
 import timm
 import torch
 import yaml
+from timm.utils import ParseKwargs
 
 import visionssm  # noqa: F401
 from visionssm.engine.digits import digit_images
+from visionssm.engine.files import write_text
 
 IMAGES, STEPS = 48, 6
 RECIPE = {
@@ -74,14 +80,33 @@ def train(script: Path, folder: Path, name: str, *extra: str) -> list[dict[str, 
         return list(csv.DictReader(file))
 
 
+def options(script: Path) -> dict[str, dict]:
+    """Return what timm's parser expects of each option, as a recipe names it."""
+    parser = runpy.run_path(str(script))["parser"]
+    found = {}
+    for action in sorted(parser._actions, key=lambda action: action.dest):
+        if isinstance(action, ParseKwargs):
+            found[action.dest] = {"type": "mapping", "list": False}
+        elif action.nargs == 0:
+            found[action.dest] = {"type": "bool", "list": False}
+        else:
+            several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
+            found[action.dest] = {"type": getattr(action.type, "__name__", "str"), "list": several}
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timm", type=Path, required=True, help="folder with timm's train.py")
     parser.add_argument("--output", type=Path, default=Path("work/timm_parity"), help="scratch folder, replaced")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a loss (default: 1e-4)")
+    parser.add_argument("--options", type=Path, metavar="FILE", help="only write the options of timm's parser, as JSON")
     args = parser.parse_args()
     if not (args.timm / "train.py").is_file():
         parser.error(f"{args.timm} has no train.py")
+    if args.options:
+        write_text(args.options, json.dumps(options(args.timm / "train.py"), indent=1) + "\n")
+        return 0
     shutil.rmtree(args.output, ignore_errors=True)
     write_images(args.output / "data")
     torch.manual_seed(0)

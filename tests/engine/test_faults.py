@@ -1,5 +1,6 @@
 """What long runs meet: kills, full disks, dead loader processes, dead peers."""
 
+import multiprocessing
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BASE
+from conftest import BASE, load
 
 from visionssm.engine.datasets import ReadableImages
 
@@ -82,7 +83,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(image_folder, tmp_path):
     assert subprocess.run(argv, env=ENVIRONMENT, capture_output=True).returncode == 0
 
 
-DEADLY = """
+KILLED_READING = """
 import os, runpy, signal, sys
 from visionssm.engine.datasets import ReadableImages
 
@@ -98,15 +99,37 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+KILLED_WHILE_WRITING = """
+import multiprocessing, os, runpy, signal, sys, time
+from timm.utils import CheckpointSaver
 
-@pytest.mark.slow  # the signal may come at any line: a race that must not judge a change
-def test_dead_loader_process(image_folder, tmp_path):
-    # in a process of its own: torch reports the death by a signal handler, whenever that comes
-    argv = command(image_folder, tmp_path / "run", workers=1)
-    argv = [argv[0], "-c", DEADLY, *argv[1:]]
-    result = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
+write = CheckpointSaver._save
+
+def deadly(self, *args):
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # the signal arrives here
+    write(self, *args)
+
+CheckpointSaver._save = deadly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", [KILLED_READING, KILLED_WHILE_WRITING], ids=["reading", "while-writing"])
+def test_dead_loader_process(image_folder, tmp_path, script):
+    """One sentence wherever the death is noticed, and a checkpoint being written then is complete."""
+    argv = command(image_folder, tmp_path / "run", workers=1, batch_size=2, recovery_interval=2)
+    result = subprocess.run([argv[0], "-c", script, *argv[1:]], env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
-    assert "a loader process died" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert "a loader process died" in result.stderr and "in epoch 1 after step" in result.stderr
+    assert "killed by signal: Killed" in result.stderr and "--resume auto" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    if script == KILLED_WHILE_WRITING:
+        assert [load(path)["epoch"] for path in (tmp_path / "run").glob("recovery-0-2.pth.tar")] == [-1]
+    resumed = subprocess.run([*argv, "--resume", "auto"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
 
 
 def test_image_that_vanished_is_named_from_a_loader_process(run, image_folder, tmp_path, monkeypatch, capsys):
@@ -123,6 +146,7 @@ def test_image_that_vanished_is_named_from_a_loader_process(run, image_folder, t
     error = capsys.readouterr().err
     assert f"image {victim} cannot be read" in error
     assert len(error.strip().splitlines()) == 1
+    assert not multiprocessing.active_children()  # the interpreter would wait for them
 
 
 def free_port() -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,30 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from visionssm.engine.datasets import ReadableImages, open_dataset
 from visionssm.engine.distributed import World
 from visionssm.engine.errors import UserError
+from visionssm.engine.loader_processes import ExplainedLoader, explained, ignore_signals
 from visionssm.engine.sampling import EpochBatches, EvaluationIndices
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-
-
-def explained(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield from a loader, giving errors of its processes as the one sentence they were there.
-
-    Raises:
-        UserError: An image cannot be read.
-    """
-    iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except UserError as error:
-            # torch puts the worker's traceback into the message; its last line is "package.Error: sentence"
-            text = str(error)
-            if "Original Traceback" not in text:
-                raise
-            raise type(error)(text.strip().splitlines()[-1].split(": ", 1)[1]) from None
-        yield batch
 
 
 class DeviceBatches:
@@ -91,9 +70,9 @@ class TrainLoader:
             self.mixup.mixup_enabled = not (self.mixup_off_epoch and epoch >= self.mixup_off_epoch)
         if self.sampler is not None:
             self.sampler.start_at(epoch, first_batch)
-        elif hasattr(self.batches.dataset, "set_epoch"):
-            self.batches.dataset.set_epoch(epoch)
-        return iter(self.batches) if self.sampler is not None else explained(self.batches)
+        elif hasattr(self.batches.loader.dataset, "set_epoch"):
+            self.batches.loader.dataset.set_epoch(epoch)
+        return iter(self.batches)
 
     def augment(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
         """Erase and mix a normalised batch."""
@@ -189,7 +168,7 @@ def create_train_loader(
             persistent_workers=False,
             **augmentation,
         )
-        return TrainLoader(stream, None, None, mixup, args.mixup_off_epoch)
+        return TrainLoader(ExplainedLoader(stream), None, None, mixup, args.mixup_off_epoch)
 
     transform = create_transform(data_config["input_size"], is_training=True, use_prefetcher=True, **augmentation)
     images = ReadableImages(dataset, transform, seed=args.seed, bad_images=args.bad_images)
@@ -216,11 +195,11 @@ def create_eval_loader(
     world: World | None = None,
     pin_memory: bool = False,
     bad_images: str = "refuse",
-) -> DeviceBatches | Any:
+) -> DeviceBatches | ExplainedLoader:
     """Build an evaluation loader; every sample is read once by one of the processes."""
     world = world or World()
     if isinstance(dataset, IterableDataset):
-        return create_loader(
+        stream = create_loader(
             dataset,
             input_size=data_config["input_size"],
             batch_size=batch_size,
@@ -236,6 +215,7 @@ def create_eval_loader(
             pin_memory=pin_memory,
             persistent_workers=False,
         )
+        return ExplainedLoader(stream)
     transform = create_transform(
         data_config["input_size"],
         is_training=False,
@@ -254,11 +234,4 @@ def create_eval_loader(
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
-    return dict(num_workers=workers, pin_memory=pin_memory, collate_fn=fast_collate, worker_init_fn=_ignore_signals)
-
-
-def _ignore_signals(worker: int) -> None:
-    # A terminal or a scheduler signals the whole process group. The training process finishes its step and stores a
-    # checkpoint, for which it needs its workers; they end with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return dict(num_workers=workers, pin_memory=pin_memory, collate_fn=fast_collate, worker_init_fn=ignore_signals)

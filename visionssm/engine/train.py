@@ -18,6 +18,7 @@ from visionssm.engine.arguments import parse_args
 from visionssm.engine.checkpoints import find_newest, load_weights, read_checkpoint, restore_task
 from visionssm.engine.datasets import check_same_classes, class_names
 from visionssm.engine.errors import UserError
+from visionssm.engine.loader_processes import loader_processes_ended
 from visionssm.engine.loaders import create_eval_loader, create_train_loader, open_split
 from visionssm.engine.randomness import seed_everything
 from visionssm.engine.reporting import log_file, setup_logging
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     peers_answer = True
     try:
         args = parse_args(argv)
-        with StopRequest() as stop:
+        with StopRequest() as stop, loader_processes_ended():
             train(args, stop)
     except UserError as error:
         peers_answer = False  # the others may be lost, or wait for this one inside a step

@@ -19,6 +19,7 @@ from visionssm.engine.checkpoints import AtomicSaver
 from visionssm.engine.distributed import PeerLostError, World, is_peer_failure
 from visionssm.engine.errors import UserError
 from visionssm.engine.evaluation import evaluate
+from visionssm.engine.loader_processes import LoaderProcessError
 from visionssm.engine.loaders import TrainLoader
 from visionssm.engine.plots import draw_curves
 from visionssm.engine.randomness import seed_everything
@@ -162,13 +163,12 @@ class Trainer:
         try:
             while self.epoch < self.epochs:
                 result = self._run_epoch(stop)
+        except LoaderProcessError as error:
+            raise LoaderProcessError(
+                f"{error} in epoch {self.epoch + 1} after step {self.step}; lower --workers or --batch-size and "
+                "continue with --resume auto"
+            ) from error
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):  # raised from a signal handler, wherever the loop is
-                raise UserError(
-                    f"a loader process died in epoch {self.epoch + 1} after step {self.step} (killed from outside, "
-                    f"often for lack of memory: {str(error).splitlines()[0]}); lower --workers or --batch-size and "
-                    "continue with --resume auto"
-                ) from error
             if self.world.size > 1 and is_peer_failure(error):
                 raise PeerLostError(
                     f"process {self.world.rank} lost contact with another one in epoch {self.epoch + 1} after step "

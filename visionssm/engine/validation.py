@@ -24,6 +24,7 @@ from visionssm.engine.distributed import resolve_device
 from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.evaluation import evaluate
 from visionssm.engine.files import write_text
+from visionssm.engine.loader_processes import loader_processes_ended
 from visionssm.engine.loaders import create_eval_loader
 from visionssm.engine.plots import draw_tradeoff
 from visionssm.engine.reporting import Progress, setup_logging
@@ -133,7 +134,10 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
             real.add_result(logits)
 
     started = time.perf_counter()
-    metrics = evaluate(model, loader, device, autocast=autocast, on_batch=on_batch, channels_last=args.channels_last)
+    with loader_processes_ended():
+        metrics = evaluate(
+            model, loader, device, autocast=autocast, on_batch=on_batch, channels_last=args.channels_last
+        )
     seconds = time.perf_counter() - started
     progress.close()
     extra = {} if real is None else {f"real_top{k}": round(value, 3) for k, value in real.get_accuracy().items()}
