@@ -11,6 +11,7 @@ pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
 
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -132,7 +133,10 @@ def test_a_whole_file_goes_through_the_command(make_config, path, arguments, tmp
     original = MODELS.build(cfg.model).eval()
     theirs = {k: v for k, v in original.state_dict().items() if not k.startswith("backbone.")}
     theirs |= {f"backbone.{k}": v for k, v in fill_state_dict(record["keys"], record).items()}
-    torch.save({"meta": {"epoch": 12}, "state_dict": theirs, "optimizer": {}}, tmp_path / "epoch_12.pth")
+    # mmengine pickles its log, objects of several classes, beside the weights
+    log = {"log_scalars": {"train/loss": HistoryBuffer([1.0, 0.5], [1, 1])}, "resumed_keys": {"train/loss": True}}
+    torch.save({"meta": {"epoch": 12, "cfg": cfg.pretty_text}, "state_dict": theirs, "message_hub": log,
+                "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "epoch_12.pth")
 
     command = [sys.executable, str(ROOT / "tools/convert.py"), str(config), str(tmp_path / "epoch_12.pth"),
                str(tmp_path / "converted.pth")]

@@ -111,7 +111,7 @@ def test_bad_input_is_one_sentence(files, capsys):
     assert run(files, files / "absent.py") == 2
     assert "no configuration at" in capsys.readouterr().err
     torch.save({"state_dict": {"backbone.x": torch.zeros(1)}}, files / "other.pth")
-    with pytest.raises(CheckpointError, match="does not hold the weights"):
+    with pytest.raises(CheckpointError, match="does not fit the config's model"):
         Predictor(str(config), str(files / "other.pth"))
     config.write_text(SEGMENTER.replace('"mmseg"', '"mmpose"'))
     with pytest.raises(UserError, match="configuration of 'mmpose'"):

@@ -1,7 +1,9 @@
 """Two iterations of Mask R-CNN and of UPerNet with every family, on scenes of digits."""
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,14 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip in
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from visionssm.engine.digit_scenes import write_scenes  # noqa: E402
+from visionssm.models import CheckpointError  # noqa: E402
+from visionssm.openmmlab import launching  # noqa: E402
+from visionssm.openmmlab.data import move_data  # noqa: E402
+from visionssm.openmmlab.weights import load_matching  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 DETECTION = ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
@@ -53,11 +60,7 @@ def read(path, scenes, work_dir, iterations=2):
     cfg.model.backbone.pretrained = False
     cfg.work_dir = str(work_dir)
     cfg.train_dataloader.batch_size = 2
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.dataset.data_root = str(scenes)
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        if evaluator.type == "CocoMetric":
-            evaluator.ann_file = str(scenes / "instances_validation.json")
+    move_data(cfg, str(scenes))
     cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = iterations
     cfg.default_hooks.checkpoint.update(interval=1000, save_best=None, save_last=False)
     cfg.vis_backends = cfg.visualizer.vis_backends = []
@@ -128,53 +131,132 @@ def test_wrong_channels_stop_before_the_first_iteration(scenes, tmp_path):
     assert not watch.losses
 
 
-def launch(tool, *arguments, processes=None, **kwargs):
-    command = [sys.executable, "-W", "ignore"]
+def environment():
+    return dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+
+
+def command(tool, *arguments, processes=None):
+    parts = [sys.executable, "-W", "ignore"]
     if processes:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
-    return subprocess.run([*command, str(ROOT / "tools" / tool), *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, **kwargs)
+        parts += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*parts, str(ROOT / "tools" / tool), *map(str, arguments)]
+
+
+def launch(tool, *arguments, processes=None):
+    return subprocess.run(
+        command(tool, *arguments, processes=processes), capture_output=True, text=True, env=environment())
 
 
 def options(scenes, iterations):
-    roots = [f"{split}_dataloader.dataset.data_root={scenes}" for split in ("train", "val", "test")]
-    return ["--cfg-options", *roots, "model.backbone.pretrained=False",
-            "train_dataloader.batch_size=2", f"train_cfg.max_iters={iterations}", "train_cfg.val_interval=100",
-            "default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=2",
-            "default_hooks.logger.interval=1"]
+    return ["--data-root", scenes, "--cfg-options", "model.backbone.pretrained=False", "train_dataloader.batch_size=2",
+            f"train_cfg.max_iters={iterations}", "train_cfg.val_interval=100000",
+            "default_hooks.checkpoint.interval=1", "default_hooks.logger.interval=1"]
 
 
-@pytest.mark.slow
-def test_launcher_resumes_tests_and_draws(scenes, tmp_path):
+def test_a_killed_training_continues_from_its_last_checkpoint(scenes, tmp_path):
     train = ("openmmlab_train.py", SEGMENTATION, "--work-dir", tmp_path, "--resume")
-    first = launch(*train, *options(scenes, 2))
-    assert first.returncode == 0, first.stderr
-    again = launch(*train, *options(scenes, 3))
-    assert again.returncode == 0, again.stderr
-    assert "resumed epoch: 0, iter: 2" in again.stdout + again.stderr
-    result = launch("openmmlab_test.py", SEGMENTATION, tmp_path / "iter_3.pth", "--work-dir", tmp_path,
-                    "--show-dir", tmp_path / "pictures", *options(scenes, 3))
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(
+            command(*train, *options(scenes, 100000)), stdout=output, stderr=output, env=environment())
+        while launching.latest_checkpoint(tmp_path) is None and process.poll() is None:
+            time.sleep(0.1)
+        assert process.poll() is None, (tmp_path / "output").read_text()
+        process.kill()
+        process.wait()
+    # as if it had been killed while it wrote the next one, and before that was noted
+    last = Path(launching.latest_checkpoint(tmp_path))
+    done = int(last.stem.split("_")[1])
+    (tmp_path / f"iter_{done + 1}.pth").write_bytes(last.read_bytes()[:1000])
+    (tmp_path / "last_checkpoint").write_text("")
+    result = launch(*train, *options(scenes, done + 2))
     assert result.returncode == 0, result.stderr
-    assert "mIoU" in result.stdout + result.stderr
+    assert f"resumed epoch: 0, iter: {done}" in result.stdout + result.stderr
+    first = f"[{done + 1}/{done + 2}]".replace("[", r"\[\s*").replace("]", r"\]")
+    assert re.search(rf"Iter\(train\) {first}", result.stdout + result.stderr)
+    assert launching.latest_checkpoint(tmp_path) == str(tmp_path / f"iter_{done + 2}.pth")
+
+
+def test_without_a_checkpoint_resuming_starts_anew(tmp_path):
+    assert launching.latest_checkpoint(tmp_path) is None
+    (tmp_path / "epoch_1.pth").write_bytes(b"half")
+    assert launching.latest_checkpoint(tmp_path) is None
+    for name in ("epoch_2", "epoch_10", "best_epoch_11"):
+        torch.save({}, tmp_path / f"{name}.pth")
+    assert launching.latest_checkpoint(tmp_path) == str(tmp_path / "epoch_10.pth")
+
+
+@pytest.mark.parametrize("config", [pytest.param(DETECTION, marks=compiled, id="detection"),
+                                    pytest.param(SEGMENTATION, id="segmentation")])
+def test_two_processes_train_and_what_they_saved_is_tested_and_drawn(config, scenes, tmp_path):
+    result = launch("openmmlab_train.py", config, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "iter_2.pth").is_file()
+    result = launch("openmmlab_test.py", config, tmp_path / "iter_2.pth", "--work-dir", tmp_path,
+                    "--show-dir", tmp_path / "pictures", "--data-root", scenes)
+    assert result.returncode == 0, result.stderr
+    assert ("bbox_mAP_50" if config == DETECTION else "mIoU") in result.stdout + result.stderr
     assert list((tmp_path / "pictures").rglob("*.png"))
 
 
-@pytest.mark.slow
-def test_two_processes_train(scenes, tmp_path):
-    result = launch("openmmlab_train.py", SEGMENTATION, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "iter_2.pth").is_file()
+@pytest.fixture(scope="module")
+def checkpoint(scenes, tmp_path_factory):
+    """A segmenter's weights as a training writes them."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    run(segmenter("test_vmamba", scenes, folder), validate=False).save_checkpoint(str(folder), "iter_2.pth")
+    return folder / "iter_2.pth"
 
 
-@pytest.mark.slow
-def test_launcher_prints_groups_and_refuses_bad_input(tmp_path):
-    table = launch("openmmlab_train.py", SEGMENTATION, "--show-groups", "--cfg-options",
-                   "model.backbone.pretrained=False")
-    assert table.returncode == 0, table.stderr
-    assert "weight decay" in table.stdout and "0.001" in table.stdout
-    missing = launch("openmmlab_train.py", tmp_path / "absent.py")
-    assert missing.returncode == 2 and "no config at" in missing.stderr
+def test_finetuning_begins_with_what_fits(checkpoint, scenes, tmp_path):
+    cfg = segmenter("test_vmamba", scenes, tmp_path)
+    cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = 3
+    init_default_scope("mmseg")
+    model = MODELS.build(cfg.model)
+    new = load_matching(model, checkpoint)
+    assert new == [f"{head}.conv_seg.{kind}" for head in ("decode_head", "auxiliary_head")
+                   for kind in ("weight", "bias")]
+    saved = torch.load(checkpoint, weights_only=False)["state_dict"]
+    own = model.state_dict()
+    assert all(torch.equal(own[k], saved[k]) for k in own if k not in new)
+    torch.save({"state_dict": {k: v for k, v in saved.items() if "stages.3" not in k}}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match="does not fill the backbone"):
+        load_matching(model, tmp_path / "part.pth")
+
+
+def test_the_launcher_finetunes(checkpoint, scenes, tmp_path, capfd):
+    arguments = [str(SEGMENTATION), "--work-dir", str(tmp_path), *map(str, options(scenes, 1)),
+                 "optim_wrapper.optimizer.lr=0.0", "default_hooks.visualization.draw=False"]
+    # the backbone comes from the file, not from a classifier that is not there
+    arguments += [f"load_from={checkpoint}", "model.backbone.pretrained=absent.pth"]
+    assert launching.train([*arguments, "experiment_name=finetune"]) == 0
+    saved = [torch.load(path, weights_only=False)["state_dict"] for path in (checkpoint, tmp_path / "iter_1.pth")]
+    weights = [k for k in saved[0] if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert all(torch.equal(saved[0][k], saved[1][k]) for k in weights), "without a learning rate nothing changes"
+
+    torch.save({"state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    arguments[-2] = f"load_from={tmp_path / 'other.pth'}"
+    assert launching.train([*arguments, "experiment_name=other"]) == 2
+    assert "does not fill the backbone" in capfd.readouterr().err
+
+
+def test_the_launcher_prints_groups(capsys):
+    arguments = [str(SEGMENTATION), "--show-groups", "--cfg-options", "model.backbone.pretrained=False"]
+    assert launching.train(arguments) == 0
+    table = capsys.readouterr().out
+    assert "weight decay" in table and "0.001" in table
+
+
+def test_the_launchers_refuse_bad_input_in_one_sentence(checkpoint, scenes, tmp_path, capsys):
+    def refused(entry, *arguments):
+        assert entry([*map(str, arguments), "--work-dir", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    assert "no config at" in refused(launching.train, tmp_path / "absent.py")
+    assert "which does not exist" in refused(launching.train, SEGMENTATION, "--data-root", tmp_path / "absent")
+    assert "which does not exist" in refused(launching.test, SEGMENTATION, checkpoint, "--data-root", tmp_path)
+    absent = ("--resume", tmp_path / "absent.pth")
+    assert "to resume from" in refused(launching.train, SEGMENTATION, "--data-root", scenes, *absent)
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
+    loaders = ["--data-root", scenes, "--cfg-options", "experiment_name=refused"]
+    assert "missing" in refused(launching.test, SEGMENTATION, tmp_path / "other.pth", *loaders)
     if not torch.cuda.is_available():
-        amp = launch("openmmlab_train.py", SEGMENTATION, "--amp")
-        assert amp.returncode == 2 and "--amp needs a GPU" in amp.stderr
+        assert "--amp needs a GPU" in refused(launching.train, SEGMENTATION, "--amp")

@@ -61,6 +61,7 @@ _STAND_INS = [
     )),
     *(_stand_in(_InertObject, name) for name in (
         "argparse.Namespace",
+        "builtins.getattr",  # by which the log of mmengine below names its own methods
         "mmengine.logging.history_buffer.HistoryBuffer",
         "numpy.core.multiarray._reconstruct",
         "numpy.core.multiarray.scalar",

@@ -2,18 +2,22 @@
 import argparse
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
 from ..models._checkpoint import CheckpointError
 from .data import check_data, move_data
 from .layer_decay import describe_groups
+from .weights import load_matching, load_strictly
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -72,6 +76,49 @@ def _replace_sync_bn(node: Any) -> None:
             _replace_sync_bn(value)
 
 
+class InitialWeightsHook(Hook):
+    """Loads `load_from` in mmengine's place, which would accept a file that fits nowhere and run what a pickle says.
+
+    Args:
+        path: A checkpoint of a detector or segmenter.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def before_train(self, runner: Runner) -> None:
+        left = load_matching(_bare(runner.model), self.path)
+        runner.logger.info(f"Loaded {self.path}; {len(left)} tensors are new{': ' if left else ''}{', '.join(left)}")
+
+
+def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
+    """The newest complete checkpoint of a training: what a killed process left half written is passed over."""
+    found = [path for unit in ("iter", "epoch") for path in Path(work_dir).glob(f"{unit}_*.pth")
+             if path.stem.removeprefix(f"{unit}_").isdigit() and zipfile.is_zipfile(path)]
+    return str(max(found, key=lambda path: int(path.stem.split("_")[1]))) if found else None
+
+
+def _choose_start(cfg: Config, resume: str | None) -> Hook | None:
+    """Let the config resume, or return the hook that loads what it begins with."""
+    checkpoint = latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
+    if checkpoint is not None:
+        if not os.path.isfile(checkpoint):
+            raise ValueError(f"no checkpoint at {checkpoint!r} to resume from")
+        cfg.resume, cfg.load_from = True, checkpoint
+        return None
+    if cfg.get("resume") or not cfg.get("load_from"):
+        return None
+    path, cfg.load_from = cfg.load_from, None
+    cfg.model.backbone.pretrained = False  # the file has the backbone
+    return InitialWeightsHook(path)
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return getattr(model, "module", model)
+
+
 def build_runner(cfg: Config) -> Runner:
     """The config's runner; its model is built here."""
     return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
@@ -99,14 +146,15 @@ def train(argv: list[str] | None = None) -> int:
             if "auto_scale_lr" not in cfg:
                 raise ValueError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
             cfg.auto_scale_lr.enable = True
-        if args.resume is not None:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == "auto" else args.resume
         if args.show_groups:
             print(describe_groups(_optimizer(cfg)))
             return 0
         check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
-        build_runner(cfg).train()
+        initial = _choose_start(cfg, args.resume)
+        runner = build_runner(cfg)
+        if initial is not None:
+            runner.register_hook(initial)
+        runner.train()
     except (CheckpointError, ValueError) as error:
         return _report(error)
     return 0
@@ -124,10 +172,8 @@ def test(argv: list[str] | None = None) -> int:
     parser.add_argument("--show-dir", help="folder that receives pictures of the predictions")
     args = parser.parse_args(argv)
     try:
-        if not os.path.isfile(args.checkpoint):
-            raise ValueError(f"no checkpoint at {args.checkpoint!r}")
         cfg = load_config(args)
-        cfg.load_from = args.checkpoint
+        cfg.load_from = None
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
         if args.show_dir:
             cfg.default_hooks.visualization.update(draw=True, interval=1)
@@ -137,7 +183,9 @@ def test(argv: list[str] | None = None) -> int:
             else:
                 cfg.visualizer.save_dir = folder
         check_data(cfg, ["test"])
-        build_runner(cfg).test()
+        runner = build_runner(cfg)
+        load_strictly(_bare(runner.model), args.checkpoint)
+        runner.test()
     except (CheckpointError, ValueError) as error:
         return _report(error)
     return 0

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..engine.errors import UserError
 from ..engine.prediction import find_images, read_image
 from ..models import CheckpointError
-from .weights import check_fit, read_state_dict
+from .weights import load_strictly
 
 _VISUALIZERS = {"mmdet": "mmdet.DetLocalVisualizer", "mmseg": "mmseg.SegLocalVisualizer"}  # by scope
 _ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations")  # steps of a pipeline that read the truth
@@ -46,7 +46,6 @@ class Predictor:
         scope = cfg.get("default_scope")
         if scope not in _VISUALIZERS:
             raise UserError(f"{config} is a configuration of {scope!r}; predictions are drawn for mmdet and mmseg")
-        weights = read_state_dict(checkpoint)
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
         try:
             init_default_scope(scope)
@@ -54,8 +53,7 @@ class Predictor:
         except ImportError as missing:
             raise UserError(f"{config} needs what is not installed ({missing}); docs/openmmlab.md says how to install "
                             "mmcv with its operators") from missing
-        check_fit(weights, self.model.state_dict(), f"{checkpoint} does not hold the weights of {config}'s model")
-        self.model.load_state_dict(weights)
+        load_strictly(self.model, checkpoint)
         self.model.to(device).eval()
         dataset = cfg.test_dataloader.dataset
         metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo  # names and colours; reads no file

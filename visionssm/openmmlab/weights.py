@@ -75,6 +75,34 @@ def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = ""
     backbone.load_state_dict(weights, strict=True)
 
 
+def load_strictly(model: nn.Module, path: str | os.PathLike) -> None:
+    """Fill a detector or segmenter from a checkpoint.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    weights = read_state_dict(path)
+    check_fit(weights, model.state_dict(), f"{os.fspath(path)!r} does not fit the config's model")
+    model.load_state_dict(weights)
+
+
+def load_matching(model: nn.Module, path: str | os.PathLike) -> list[str]:
+    """Fill a detector's or segmenter's backbone from a checkpoint, and what else fits: heads may tell other classes.
+
+    Returns:
+        Names of the model's tensors that the file does not fill.
+
+    Raises:
+        CheckpointError: it does not fill the backbone exactly.
+    """
+    weights, own = read_state_dict(path), model.state_dict()
+    check_fit(*({k: v for k, v in tensors.items() if k.startswith("backbone.")} for tensors in (weights, own)),
+              f"{os.fspath(path)!r} does not fill the backbone")
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fitting, strict=False)
+    return [k for k in own if k not in fitting]
+
+
 def check_fit(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], title: str) -> None:
     """Check that weights fill a module exactly.
 

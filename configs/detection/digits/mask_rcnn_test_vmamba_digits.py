@@ -35,7 +35,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=1500),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=1),
+    checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=2),
     visualization=dict(draw=True, interval=10))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

@@ -8,7 +8,7 @@ _base_ = [
     "../../_base_/segmentation_runtime.py",
 ]
 _norm = dict(type="BN", requires_grad=True)
-_weights = [0.2] + [1.0] * 10  # nine tenths of the pixels are background
+_weights = [0.5] + [1.0] * 10  # nine tenths of the pixels are background
 model = dict(
     data_preprocessor=dict(size=None, size_divisor=32),
     backbone=dict(name="test_vmamba", pretrained="work/demo/last.pth.tar"),
@@ -32,6 +32,6 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=3000),
 ]
 default_hooks = dict(
-    checkpoint=dict(interval=500, max_keep_ckpts=1),
+    checkpoint=dict(interval=500, max_keep_ckpts=2),
     visualization=dict(draw=True, interval=10))
 randomness = dict(seed=0)
