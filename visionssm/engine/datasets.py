@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from visionssm.engine.randomness import seed_everything
 _logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation", "eval", "evaluation"})
+PACKAGES = {  # what timm's readers need beyond its own requirements, and how it comes
+    "wds": ("webdataset", "'visionssm[data]'"),
+    "hfds": ("datasets", "'visionssm[data]'"),
+    "hfids": ("datasets", "'visionssm[data]'"),
+    "tfds": ("tensorflow_datasets", "tensorflow-datasets tensorflow"),
+}
 SKIPPED = -100  # label of an image that was skipped in an evaluation
 
 
@@ -35,8 +42,11 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> tor
         options: Further arguments of ``timm.data.create_dataset``.
 
     Raises:
-        UserError: The folder or the split is missing, unreadable or without images.
+        UserError: The folder or the split is missing, unreadable or without images, or a package is not installed.
     """
+    package, install = PACKAGES.get(name.partition("/")[0].lower(), (None, None))
+    if package and find_spec(package) is None:
+        raise UserError(f"data set {name!r} needs the package {package!r}; install it with: pip install {install}")
     if name in ("", "folder"):
         root = str(find_split(root, split))
         options["search_split"] = False

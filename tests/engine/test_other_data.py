@@ -1,0 +1,86 @@
+"""Data sets other than folders and tar files: webdataset shards and Hugging Face data sets, from local files."""
+
+import csv
+import io
+import json
+import signal
+import tarfile
+
+import pytest
+from conftest import CLASSES, assert_same_weights, load
+from test_training import StopAfter
+
+from visionssm.engine import datasets as datasets_module
+from visionssm.engine import train as train_module
+from visionssm.engine import validation
+
+
+@pytest.fixture
+def shards(image_folder, tmp_path):
+    """The image folder as webdataset shards: <key>.png beside <key>.cls, and the file that tells the sizes."""
+    pytest.importorskip("webdataset", reason="webdataset is not installed; it comes with the extra 'data'")
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    splits = {}
+    for split in ("train", "validation"):
+        paths = sorted((image_folder / split).rglob("*.png"), key=lambda path: path.name)
+        halves = {f"{split}-{number}.tar": paths[number::2] for number in (0, 1)}
+        for name, members in halves.items():
+            with tarfile.open(folder / name, "w") as archive:
+                for path in members:
+                    key = f"{path.parent.name}-{path.stem}"
+                    label = str(CLASSES.index(path.parent.name)).encode()
+                    for ending, content in (("png", path.read_bytes()), ("cls", label)):
+                        entry = tarfile.TarInfo(f"{key}.{ending}")
+                        entry.size = len(content)
+                        archive.addfile(entry, io.BytesIO(content))
+        splits[split] = {
+            "name": split,
+            "filenames": list(halves),
+            "shard_lengths": [len(members) for members in halves.values()],
+            "num_samples": len(paths),
+        }
+    (folder / "_info.json").write_text(json.dumps({"splits": splits}))
+    return folder
+
+
+WDS = dict(dataset="wds/shapes", num_classes=3, workers=1)
+
+
+def test_webdataset_trains_evaluates_and_resumes(run, shards, monkeypatch):
+    """A stream has no position to return to: a run stopped inside an epoch begins that epoch again."""
+    assert run(data_dir=shards, epochs=8, scale=[0.8, 1.0], smoothing=0.0, color_jitter=0.0, **WDS) == 0
+    rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
+    assert len(rows) == 8 and float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(3))
+        assert run("cut", data_dir=shards, **WDS) == 128 + signal.SIGTERM
+    assert run("cut", data_dir=shards, resume="auto", **WDS) == 0
+    assert load(run.folder / "cut" / "last.pth.tar")["epoch"] == 1
+
+    argv = ["--checkpoint", str(run.folder / "run" / "last.pth.tar"), "--data-dir", str(shards), "--device", "cpu"]
+    results = run.folder / "results.json"
+    argv += ["--dataset", "wds/shapes", "--workers", "1", "--batch-size", "4", "--results-file", str(results)]
+    assert validation.main(argv) == 0
+    (row,) = json.loads(results.read_text())
+    assert row["images"] == 12
+    assert row["top1"] == pytest.approx(float(rows[-1]["eval_top1"]), abs=1e-3)
+
+
+def test_hugging_face_data_set_trains_like_the_folder(run, image_folder, tmp_path, monkeypatch):
+    """By the path of a local folder; by a name on the hub it would be downloaded, which needs the network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("datasets", reason="datasets is not installed; it comes with the extra 'data'")
+    options = dict(dataset=f"hfds/{image_folder}", data_dir=tmp_path / "cache", workers=1)
+    assert run("folder", epochs=1) == 0
+    assert run("hugging", epochs=1, **options) == 0
+    assert_same_weights(run.folder / "folder" / "last.pth.tar", run.folder / "hugging" / "last.pth.tar")
+
+
+@pytest.mark.parametrize("dataset, package", [("wds/shapes", "webdataset"), ("hfds/shapes", "datasets")])
+def test_missing_package_is_named(run, monkeypatch, capsys, dataset, package):
+    monkeypatch.setattr(datasets_module, "find_spec", lambda name: None)
+    assert run(dataset=dataset) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"needs the package {package!r}; install it with: pip install 'visionssm[data]'" in error
+    assert len(error.splitlines()) == 1
