@@ -77,14 +77,14 @@ $(WORK)/demo/last.pth.tar:
 SCENES := $(WORK)/digit_scenes
 demo-detection: $(VENV)/.openmmlab-compiled | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
-	$(BIN)/python tools/openmmlab_train.py configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
 		--work-dir $(WORK)/demo-detection --data-root $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-detection/*/vis_data/vis_image"
 
 demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
-	$(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/upernet_test_vmamba_digits.py \
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/upernet_test_vmamba_digits.py \
 		--work-dir $(WORK)/demo-segmentation --data-root $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
