@@ -46,3 +46,9 @@ def test_wrong_recipe_is_refused_with_a_hint(tmp_path, text, found):
 def test_missing_recipe_is_named():
     with pytest.raises(UserError, match="nowhere.yaml cannot be read"):
         parse_args(["-c", "nowhere.yaml"])
+
+
+def test_data_folder_as_timm_takes_it():
+    assert parse_args(["images", "--epochs", "2"]).data_dir == parse_args(["--data-dir", "images"]).data_dir == "images"
+    with pytest.raises(UserError, match="two data folders given: a and --data-dir b"):
+        parse_args(["a", "--data-dir", "b"])

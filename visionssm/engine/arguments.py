@@ -6,6 +6,8 @@ import argparse
 
 from timm.utils import ParseKwargs
 
+from visionssm.engine.errors import UserError
+from visionssm.engine.help import HelpFormatter
 from visionssm.engine.recipes import apply_recipe
 
 
@@ -13,8 +15,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the training command; a recipe may set every option by its long name with underscores."""
     parser = argparse.ArgumentParser(
         prog="train.py",
-        description="Train an image classifier. Flags keep the names and meanings of timm's train.py.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage="train.py -c RECIPE --data-dir DIR --output DIR [--resume auto] [options]",
+        description="Train an image classifier. Options keep the names and meanings of timm's train.py; a recipe may "
+        "hold any of them, and the command line overrides it.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="YAML file, below the command line")
     _add_data(parser.add_argument_group("data"))
@@ -34,17 +38,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse a command line; options of the recipe given with ``-c`` lie below it.
 
     Raises:
-        UserError: The recipe is missing, not YAML, or has an unknown key or a value of the wrong type.
+        UserError: The recipe is missing, not YAML, or has an unknown key or a value of the wrong type; or two data
+            folders are given.
     """
     parser = build_parser()
     recipe = parser.parse_known_args(argv)[0].config
     if recipe:
         apply_recipe(parser, recipe)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.data and args.data_dir and args.data != args.data_dir:
+        raise UserError(f"two data folders given: {args.data} and --data-dir {args.data_dir}")
+    args.data_dir = args.data_dir or args.data
+    del args.data
+    return args
 
 
 def _add_data(group) -> None:
     add = group.add_argument
+    add("data", nargs="?", metavar="DIR", help="the same as --data-dir, as timm takes it")
     add("--data-dir", metavar="DIR", help="data set folder, with train and validation inside for an image folder")
     add(
         "--dataset",

@@ -22,6 +22,7 @@ from visionssm.engine.building import create_model
 from visionssm.engine.distributed import resolve_device
 from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.files import write_text
+from visionssm.engine.help import HelpFormatter
 from visionssm.engine.plots import draw_lines
 from visionssm.engine.tables import render
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmark.py",
         description="Measure models; several values of --batch-size or --img-size sweep it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--model", nargs="+", required=True, metavar="NAME", help="timm model names or patterns")

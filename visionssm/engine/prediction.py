@@ -21,6 +21,7 @@ from visionssm.engine.datasets import BadImageError
 from visionssm.engine.distributed import resolve_device
 from visionssm.engine.errors import UserError
 from visionssm.engine.files import write_text
+from visionssm.engine.help import HelpFormatter
 from visionssm.engine.plots import Prediction, draw_predictions
 from visionssm.engine.reporting import setup_logging
 
@@ -163,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="predict.py",
         description="Classify image files with a trained model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files or folders of them")

@@ -179,7 +179,7 @@ class Trainer:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
             _logger.info(
                 "best %s %.4g in epoch %d; results in %s",
-                self.args.eval_metric,
+                self._metric(),
                 self.saver.best_metric,
                 self.saver.best_epoch + 1,
                 self.folder.path,
@@ -333,12 +333,14 @@ class Trainer:
         if "ema_top1" in evaluation:
             parts.append(f"averaged weights top-1 {evaluation['ema_top1']:.2f} %")
         if self.saver.best_metric is not None:
-            parts.append(
-                f"best {self.args.eval_metric} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch + 1}"
-            )
+            parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch + 1}")
         if self.updater.skipped:
             parts.append(f"{self.updater.skipped} updates skipped so far")
         _logger.info("%s; lr %.3e", "; ".join(parts), rate)
+
+    def _metric(self) -> str:
+        averaged = self.task.has_ema() and not self.args.model_ema_force_cpu
+        return f"{self.args.eval_metric} of the averaged weights" if averaged else self.args.eval_metric
 
     def _check_same_batches(self, stored: dict[str, Any], path: Path) -> None:
         for name in ("batch_size", "processes", "grad_accum_steps", "seed", "aug_repeats", "train_images"):

@@ -24,6 +24,7 @@ from visionssm.engine.distributed import resolve_device
 from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.evaluation import evaluate
 from visionssm.engine.files import write_text
+from visionssm.engine.help import HelpFormatter
 from visionssm.engine.loader_processes import loader_processes_ended
 from visionssm.engine.loaders import create_eval_loader
 from visionssm.engine.plots import draw_tradeoff
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="validate.py",
         description="Evaluate image classifiers.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--data-dir", metavar="DIR", help="data set folder")
