@@ -12,6 +12,7 @@ pytest.importorskip("mmseg", reason="mmseg is not installed")
 pytest.importorskip("mmcv", reason="mmcv is not installed")
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'visionssm[demo]'")
 
+import timm  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
@@ -117,6 +118,21 @@ def test_mask_rcnn_trains(name, scenes, tmp_path):
     runner = run(detector(name, scenes, tmp_path), validate=name == "test_vmamba")
     if name == "test_vmamba":
         assert "val/coco/bbox_mAP_50" in runner.message_hub.log_scalars
+
+
+@pytest.mark.parametrize("config", [pytest.param(DETECTION, marks=compiled, id="detection"),
+                                    pytest.param(SEGMENTATION, id="segmentation")])
+def test_loaded_weights_survive_the_initialisation_of_the_whole_model(config, tmp_path):
+    classifier = timm.create_model("test_vmamba", num_classes=10)
+    torch.save({"arch": "test_vmamba", "state_dict": classifier.state_dict()}, tmp_path / "last.pth.tar")
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.pretrained = str(tmp_path / "last.pth.tar")
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    weights = {f"model.{k}": v for k, v in classifier.state_dict().items()}
+    own = {k: v for k, v in model.backbone.state_dict().items() if k.startswith("model.")}
+    assert own and all(torch.equal(v, weights[k]) for k, v in own.items())
 
 
 def test_wrong_channels_stop_before_the_first_iteration(scenes, tmp_path):

@@ -96,8 +96,8 @@ def load_matching(model: nn.Module, path: str | os.PathLike) -> list[str]:
         CheckpointError: it does not fill the backbone exactly.
     """
     weights, own = read_state_dict(path), model.state_dict()
-    check_fit(*({k: v for k, v in tensors.items() if k.startswith("backbone.")} for tensors in (weights, own)),
-              f"{os.fspath(path)!r} does not fill the backbone")
+    theirs, ours = ({k: v for k, v in tensors.items() if k.startswith("backbone.")} for tensors in (weights, own))
+    check_fit(theirs, ours, f"{os.fspath(path)!r} does not fill the backbone")
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting]
