@@ -50,11 +50,20 @@ def test_unknown_models(name, found, capsys):
     assert found in capsys.readouterr().err
 
 
-def test_tradeoff_picture(tmp_path):
+@pytest.mark.parametrize("models, sizes", [(2, 1), (1, 3), (12, 1), (9, 2)])
+def test_tradeoff_picture(tmp_path, models, sizes):
     rows = [
-        {"model": name, "img_size": 224, "top1": top1, "images_per_second": rate, "param_count_m": size}
-        for name, top1, rate, size in (("a", 80.0, 900, 20), ("b", 82.0, 500, 40))
+        {
+            "model": f"m{number}",
+            "img_size": 224 + 32 * size,
+            "crop_pct": 1.0,
+            "top1": 80.0 + number % 3,
+            "images_per_second": 900 - 10 * number,
+            "param_count_m": 20,
+        }
+        for number in range(models)
+        for size in range(sizes)
     ]
-    draw_tradeoff(rows, tmp_path / "t.png", "two models")
+    draw_tradeoff(rows, tmp_path / "t.png", "some models")
     with Image.open(tmp_path / "t.png") as image:
         assert image.width > 800

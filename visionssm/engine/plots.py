@@ -1,16 +1,18 @@
-"""Pictures of a run: the training curve and the predictions."""
+"""Pictures of a run: the training curve, predictions, and comparisons of models."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import BboxBase
 from PIL import Image
 
 from visionssm.engine.files import write_atomically
@@ -51,6 +53,8 @@ def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) 
     line(loss, "eval_ema_loss", GREEN, "validation, averaged weights", linestyle="--")
     loss.set(xlabel="epoch", ylabel="loss")
     loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:g}")
     rate = loss.twinx()
     rate.plot(epochs, [row["lr"] for row in rows], color=GREY, linewidth=1, linestyle=":", label="learning rate")
     rate.set_ylabel("learning rate", color=GREY)
@@ -157,6 +161,7 @@ def draw_lines(
     height = max(4.2, 0.4 * len(lines) + 1.5) if single else 4.8
     figure = Figure(figsize=(6.5 * len(panels), height), layout="constrained")
     figure.suptitle(title)
+    styles = _line_styles(lines)
     for axes, (column, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         if single:
             values = [rows[0][column] or 0 for rows in lines.values()]
@@ -170,33 +175,87 @@ def draw_lines(
         for name, rows in lines.items():
             points = [(row[x], row[column]) for row in rows if row[column] is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+                color, style = styles[name]
+                axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name, color=color)
         axes.set(xlabel=x_label, ylabel=label)
-        axes.set_xticks(sorted({row[x] for rows in lines.values() for row in rows}))
+        ticks = sorted({row[x] for rows in lines.values() for row in rows})
+        if ticks[-1] >= 4 * ticks[0]:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     save_figure(figure, path)
 
 
+def _line_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour for each label, shared by inference and training of the same, which is dashed."""
+    colors: dict[str, str] = {}
+    styles = {}
+    for name in names:
+        same = name.replace(" train", "").replace(" inference", "")
+        styles[name] = (colors.setdefault(same, f"C{len(colors)}"), "--" if " train" in name else "-")
+    return styles
+
+
 def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """Draw top-1 accuracy against throughput and against parameters, one labelled point per row.
+    """Draw top-1 accuracy against throughput and against parameters.
+
+    A model that was evaluated several times has points of one colour, labelled by what was swept; one that was
+    evaluated once is a point with its name.
 
     Args:
-        rows: Rows with ``model``, ``img_size``, ``top1``, ``images_per_second``, ``param_count_m``.
+        rows: Rows with ``model``, ``img_size``, ``crop_pct``, ``top1``, ``images_per_second``, ``param_count_m``.
         path: PNG file.
         title: Heading.
     """
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: -row["top1"]):
+        models.setdefault(row["model"], []).append(row)
+    swept = [
+        (column, text)
+        for column, text in (("img_size", "{:g} px"), ("crop_pct", "crop {:g}"))
+        if any(len({row[column] for row in group}) > 1 for group in models.values())
+    ]
+    numbered = len(models) > 6  # names would cover each other
+    figure = Figure(figsize=(13 + 2 * numbered, max(5.5, 0.22 * len(models) + 1)), layout="constrained")
     figure.suptitle(title)
-    sizes = {row["img_size"] for row in rows}
-    panels = (("images_per_second", "images per second"), ("param_count_m", "parameters (millions)"))
-    for axes, (column, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        axes.scatter([row[column] for row in rows], [row["top1"] for row in rows], color=BLUE)
-        for row in rows:
-            name = row["model"] + (f" @ {row['img_size']}" if len(sizes) > 1 else "")
-            axes.annotate(name, (row[column], row["top1"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel=label, ylabel="top-1 accuracy (%)")
-        axes.margins(x=0.2, y=0.15)
+    both = figure.subplots(1, 2)
+    panels = (
+        ("images_per_second", "images per second, loading included", "accuracy against speed"),
+        ("param_count_m", "parameters (millions)", "accuracy against size"),
+    )
+    for axes, (column, label, heading) in zip(both, panels, strict=True):
+        labels = []
+        for number, (model, group) in enumerate(models.items(), 1):
+            points = [(row[column], row["top1"]) for row in group]
+            shown = f"{number}  {model}" if numbered else model
+            axes.plot(*zip(*points, strict=True), "o", markersize=5, color=f"C{number - 1}", label=shown)
+            for row, point in zip(group, points, strict=True):
+                settings = ", ".join(text.format(row[name]) for name, text in swept) if len(group) > 1 else ""
+                name = f"{number}  {settings}".strip() if numbered else settings or model
+                labels.append(axes.annotate(name, point, (6, 4), textcoords="offset points", fontsize=8))
+        axes.set(xlabel=label, ylabel="top-1 accuracy (%)", title=heading)
+        axes.margins(x=0.15 if numbered else 0.25, y=0.12)
         axes.grid(alpha=0.25)
+        _part_labels(figure, labels)
+    if numbered:
+        figure.legend(handles=both[0].get_legend_handles_labels()[0], loc="outside right upper", fontsize=8)
+    elif swept:
+        both[0].legend(fontsize=8)
     save_figure(figure, path)
+
+
+def _part_labels(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Move labels up as far as needed until none covers another."""
+    figure.draw_without_rendering()  # which places the axes
+    taken: list[BboxBase] = []
+    for label in sorted(labels, key=lambda label: label.xy[1]):
+        box = label.get_window_extent()
+        x, y = label.get_position()
+        while any(box.overlaps(other) for other in taken):
+            box = box.translated(0, 2)
+            y += 2 * 72 / figure.dpi
+        label.set_position((x, y))
+        taken.append(box)

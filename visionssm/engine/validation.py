@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
                 as_json = (args.results_format or Path(args.results_file).suffix.lstrip(".")) == "json"
                 write_text(args.results_file, render(rows, "json" if as_json else "csv"))
         if args.plot:
-            draw_tradeoff(rows, args.plot, f"{rows[0]['images']} validation images on {device.type}")
+            draw_tradeoff(rows, args.plot, f"Which model to take? {rows[0]['images']} images on {device.type}")
             print(f"picture: {args.plot}")
     except UserError as error:
         print(f"validate: {error}", file=sys.stderr)
