@@ -48,6 +48,7 @@ openmmlab: $(VENV)/.openmmlab
 $(VENV)/.openmmlab-compiled: $(VENV)/.installed
 	@echo "mmcv's operators are compiled once, which takes about nine minutes on two cores"
 	$(PIP) install -c constraints.txt "setuptools>=77,<81" wheel ninja psutil
+	rm -f $(VENV)/.openmmlab
 	$(PIP) uninstall -y mmcv-lite
 	MMCV_WITH_OPS=1 FORCE_CUDA=$(FORCE_CUDA) $(PIP) install -c constraints.txt --no-build-isolation onedl-mmcv || { \
 		echo "mmcv's operators could not be compiled: install a C++ compiler, make and Python's headers" \
