@@ -15,7 +15,7 @@ help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
 	@echo "make demo-detection      find digits in scenes of several, with boxes and masks, with the demo's model and mmdet"
 	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
-	@echo "make test       set up and run the tests that every change must pass"
+	@echo "make test       set up (compiles mmcv's operators once) and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
 	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
 	@echo "make openmmlab-compiled   add what detection needs too; mmcv's operators are compiled once"
