@@ -81,6 +81,16 @@ def test_validate_sweeps_sizes_and_crops(checkpoint, image_folder, tmp_path):
     assert (tmp_path / "p.png").is_file()
 
 
+def test_validate_many_models_by_a_pattern(image_folder, tmp_path, capsys):
+    argv = ["--data-dir", str(image_folder), "--workers", "0", "--device", "cpu", "--num-classes", "3"]
+    argv += ["--img-size", "32", "--results-file", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png")]
+    assert validation.main([*argv, "--model", "test_v*mamba"]) == 0
+    found = {row["model"] for row in json.loads((tmp_path / "r.json").read_text())}
+    assert "test_vmamba" in found and found == set(validation.list_models("test_v*mamba"))
+    assert validation.main([*argv, "--model", "nothing_*"]) == 2
+    assert "no model matches 'nothing_*'" in capsys.readouterr().err
+
+
 def test_real_labels_want_imagenet(checkpoint, image_folder, capsys):
     argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
     assert validation.main([*argv, "--real-labels"]) == 2

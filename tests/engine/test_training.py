@@ -2,6 +2,7 @@
 
 import csv
 import signal
+import sys
 import tarfile
 from fnmatch import fnmatch
 
@@ -223,3 +224,62 @@ def test_distillation(run, monkeypatch, kind):
         == 0
     )
     assert (run.folder / "run" / "last.pth.tar").exists()
+
+
+def test_token_distillation_needs_a_model_with_such_a_token(run, monkeypatch, capsys):
+    import timm.task.distillation as distillation
+
+    create = distillation.create_model
+    monkeypatch.setattr(distillation, "create_model", lambda *a, **k: create(*a, **(k | {"pretrained": False})))
+    assert run(kd_model_name="test_resnet", kd_distill_type="token") == 2
+    assert "distillation from 'test_resnet' cannot be set up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels_last": True, "fast_norm": True, "grad_checkpointing": True},
+        {"torchcompile": "eager"},
+        {"clip_grad": 0.02, "clip_mode": "agc", "opt": "lamb"},
+    ],
+    ids=["memory", "compiled", "agc"],
+)
+def test_ways_to_run(run, options):
+    """Memory formats, recomputation and compilation give the losses of a plain run; clipping and optimizer do not."""
+    assert run("plain", epochs=1) == 0
+    assert run("other", epochs=1, **options) == 0
+    plain, other = (
+        float(next(csv.DictReader((run.folder / name / "summary.csv").open()))["train_loss"])
+        for name in ("plain", "other")
+    )
+    assert (plain == pytest.approx(other, rel=1e-4)) == ("opt" not in options)
+
+
+def test_plateau_schedule_remembers_after_resuming(run, monkeypatch):
+    options = dict(epochs=4, sched="plateau", patience_epochs=0, decay_rate=0.5, lr=1e-4)
+    assert run("whole", **options) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(16))  # inside the third epoch
+        assert run("cut", **options) == 128 + signal.SIGTERM
+    assert run("cut", **options, resume="auto") == 0
+    rows = (run.folder / "whole" / "summary.csv").read_text()
+    assert rows == (run.folder / "cut" / "summary.csv").read_text()
+    assert len({row["lr"] for row in csv.DictReader(rows.splitlines())}) > 1
+
+
+def test_wandb_is_told_what_the_summary_holds(run, monkeypatch):
+    """Through a stand-in for the package, which needs an account and the network."""
+    from types import SimpleNamespace
+
+    from visionssm.engine import reporting
+
+    logged = []
+    stand_in = SimpleNamespace(
+        init=lambda **k: SimpleNamespace(log=lambda values, step: logged.append((step, values))), __spec__=None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.setattr(reporting, "require_package", lambda name, flag: None)
+    assert run(log_wandb=True) == 0
+    rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
+    assert [step for step, _ in logged] == [0, 1]
+    assert [values["train_loss"] for _, values in logged] == [float(row["train_loss"]) for row in rows]
