@@ -2,7 +2,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import NamedTuple
 from unittest import mock
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from visionssm.ops.selective_scan.operator import _why_no_triton
 from visionssm.ops.tables import TableFacts, remember_table
 from visionssm.scans import tables
 
@@ -52,12 +52,13 @@ def training_memory(name: str, size: int, *, precision: str = "bfloat16", checkp
 
     Raises:
         ValueError: the precision is unknown.
-        ImportError: Triton, whose scan is counted, is not installed.
+        ImportError: Triton, whose scan is counted, is not installed or too old.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    if find_spec("triton") is None and not os.environ.get("VISIONSSM_BACKEND"):
-        raise ImportError("the memory of the Triton scan is counted, but triton is not installed; "
+    reason = _why_no_triton("cuda", torch.float32)
+    if reason is not None and not os.environ.get("VISIONSSM_BACKEND"):
+        raise ImportError(f"the memory of the Triton scan is counted, but {reason}; "
                           "VISIONSSM_BACKEND=portable in the environment counts the portable scan")
     model = timm.create_model(name, device="meta", **model_kwargs)
     channels = model.pretrained_cfg["input_size"][0]

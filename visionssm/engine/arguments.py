@@ -67,7 +67,7 @@ def _add_data(group) -> None:
     add("--val-split", metavar="NAME", default="validation", help="validation split")
     add("--train-num-samples", type=int, metavar="N", help="samples in the training split, for streamed data sets")
     add("--val-num-samples", type=int, metavar="N", help="samples in the validation split, for streamed data sets")
-    add("--dataset-download", action="store_true", help="let torch/, hfds/ and tfds/ data sets download")
+    add("--dataset-download", action="store_true", help="let torch/, hfids/ and tfds/ data sets download")
     add("--class-map", metavar="FILE", default="", help="text file: class name to index")
     add("--input-img-mode", metavar="MODE", help="PIL mode that images are converted to; RGB or L by --in-chans")
     add("--input-key", metavar="KEY", help="key of the image in a streamed data set")
