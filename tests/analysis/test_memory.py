@@ -117,7 +117,7 @@ def test_unknown_precision():
 def test_without_triton(monkeypatch):
     monkeypatch.setattr(memory_module, "_why_no_triton", lambda device, dtype: "triton is not installed")
     monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
-    with pytest.raises(ImportError, match="but triton is not installed; VISIONSSM_BACKEND=portable in the environment counts the portable scan"):
+    with pytest.raises(ImportError, match="but triton is not installed; VISIONSSM_BACKEND=portable"):
         training_memory("test_vmamba", 32)
 
 
