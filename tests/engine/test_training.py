@@ -156,7 +156,28 @@ def test_not_finite_stops_and_names_step_and_group(run, capsys):
     error = capsys.readouterr().err
     assert "3 update(s) in a row" in error and "step 3 of 6" in error
     assert "parameter group number" in error and "in it head.fc." in error
-    assert not (run.folder / "bad" / "last.pth.tar").exists()
+    assert "weights are not finite either" in error
+    assert not list((run.folder / "bad").glob("*.pth.tar"))
+
+
+def test_not_finite_stores_the_weights_of_the_last_finite_update(run, monkeypatch, capsys):
+    original = train_module.Trainer._backward
+    calls = []
+
+    def poisoned(self, images, labels, in_update):
+        calls.append(1)
+        return original(self, images * (float("inf") if len(calls) in (3, 4) else 1.0), labels, in_update)
+
+    monkeypatch.setattr(train_module.Trainer, "_backward", poisoned)
+    assert run("whole") == 0
+    calls.clear()
+    assert run("cut", max_nonfinite=2) == 2
+    error = capsys.readouterr().err
+    assert "epoch 1, step 4 of 6" in error and "--resume auto" in error
+    (path,) = (run.folder / "cut").glob("recovery-0-4.pth.tar")
+    assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
+    assert run("cut", max_nonfinite=2, resume="auto") == 0
+    assert_same_weights(run.folder / "whole" / "last.pth.tar", run.folder / "cut" / "last.pth.tar")
 
 
 def test_one_update_that_is_not_finite_is_skipped(run, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from visionssm.engine.randomness import seed_everything
 from visionssm.engine.reporting import Progress, Summary, Trackers, read_summary
 from visionssm.engine.run_folder import RunFolder
 from visionssm.engine.stopping import Interrupted, StopRequest
-from visionssm.engine.updating import Updater, autocast_for
+from visionssm.engine.updating import NonFiniteError, Updater, autocast_for
 
 _logger = logging.getLogger(__name__)
 
@@ -269,7 +269,11 @@ class Trainer:
         return loss.detach()
 
     def _update(self, step: int) -> None:
-        if self.updater.step(f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}"):
+        try:
+            finite = self.updater.step(f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}")
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}; {self._keep_weights(step)}") from None
+        if finite:
             self.updates += 1
             self.task.update_ema(step=self.updates)
         if self.scheduler is not None:
@@ -287,6 +291,17 @@ class Trainer:
         if (self.world.size == 1 or update % STOP_POLL == 0) and stop.agreed(self.world, self.device):
             self.store_position()
             raise Interrupted(stop.signal_number)
+
+    def _keep_weights(self, step: int) -> str:
+        """Store the weights of the last finite update, and say what to do with them."""
+        if not all(p.isfinite().all() for p in self.task.get_trainable_module().parameters()):
+            return "the weights are not finite either, so only earlier checkpoints are good"
+        self.step, self.updater.skipped_in_a_row = step + 1, 0
+        self.store_position()
+        return (
+            f"the weights of the last finite update are stored in {self.folder.path}; continue with --resume auto and "
+            "--clip-grad or --amp-dtype bfloat16, or begin from them with --initial-checkpoint and a lower --lr"
+        )
 
     def store_position(self) -> None:
         """Store a checkpoint inside the epoch."""

@@ -84,8 +84,7 @@ class Updater:
         if self.skipped_in_a_row >= self.limit:
             raise NonFiniteError(
                 f"loss or gradient not finite in {self.skipped_in_a_row} update(s) in a row, the last "
-                f"at {place}; {self.largest_weights()}; the weights of the last finite update were "
-                "kept. Lower --lr, add --clip-grad or use --amp-dtype bfloat16"
+                f"at {place}; {self.largest_weights()}"
             )
         return False
 
