@@ -12,6 +12,7 @@ from pathlib import Path
 import visionssm
 from visionssm.analysis.memory import PRECISIONS, TrainingMemory, training_memory
 from visionssm.engine.files import write_text
+from visionssm.engine.help import HelpFormatter
 
 GIB, MIB = 2**30, 2**20
 
@@ -64,7 +65,7 @@ def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                     formatter_class=HelpFormatter)
     add = parser.add_argument
     add("models", nargs="*", metavar="PATTERN", help="names of models; all published variants if none is given")
     add("--img-size", nargs="+", type=int, default=[224, 384, 512], metavar="N", help="image heights and widths")

@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the benchmark command; flags keep timm's names and take lists to sweep."""
     parser = argparse.ArgumentParser(
         prog="benchmark.py",
+        usage="benchmark.py --model NAME [NAME ...] [--bench both] [--plot PNG] [options]",
         description="Measure models; several values of --batch-size or --img-size sweep it.",
         formatter_class=HelpFormatter,
     )

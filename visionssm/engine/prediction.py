@@ -163,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the prediction command."""
     parser = argparse.ArgumentParser(
         prog="predict.py",
+        usage="predict.py IMAGE [IMAGE ...] --checkpoint FILE [options]",
         description="Classify image files with a trained model.",
         formatter_class=HelpFormatter,
     )

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the evaluation command; flags keep timm's names."""
     parser = argparse.ArgumentParser(
         prog="validate.py",
+        usage="validate.py (--checkpoint FILE | --model NAME --pretrained) --data-dir DIR [options]",
         description="Evaluate image classifiers.",
         formatter_class=HelpFormatter,
     )
