@@ -3,16 +3,21 @@
 import csv
 import io
 import json
+import os
 import signal
 import tarfile
+from multiprocessing import active_children
 
 import pytest
+import torch
 from conftest import CLASSES, assert_same_weights, load
 from test_training import StopAfter
 
 from visionssm.engine import datasets as datasets_module
+from visionssm.engine import loaders, validation
 from visionssm.engine import train as train_module
-from visionssm.engine import validation
+from visionssm.engine.arguments import parse_args
+from visionssm.engine.distributed import World
 
 
 @pytest.fixture
@@ -65,6 +70,26 @@ def test_webdataset_trains_evaluates_and_resumes(run, shards, monkeypatch):
     (row,) = json.loads(results.read_text())
     assert row["images"] == 12
     assert row["top1"] == pytest.approx(float(rows[-1]["eval_top1"]), abs=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_processes_of_a_stream_leave_signals_to_the_training(shards, training):
+    """A scheduler signals the whole group; the training needs its loader processes to finish its step."""
+    argv = ["--dataset", "wds/shapes", "--data-dir", str(shards), "--batch-size", "4", "--workers", "1"]
+    args, config, device = parse_args(argv), {"input_size": (3, 32, 32)}, torch.device("cpu")
+    config |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": None}
+    data = loaders.open_split(args, "train" if training else "validation", training=training)
+    if training:
+        stream = loaders.create_train_loader(data, args, config, 3, device, World()).batches.loader
+    else:
+        stream = loaders.create_eval_loader(data, config, batch_size=4, workers=1, device=device).loader
+    batches = iter(getattr(stream, "loader", stream))
+    next(batches)
+    (worker,) = active_children()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == (5 if training else 2)
+    del batches
 
 
 def test_hugging_face_data_set_trains_like_the_folder(run, image_folder, tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ def create_train_loader(
             persistent_workers=False,
             **augmentation,
         )
-        return TrainLoader(ExplainedLoader(stream), None, None, mixup, args.mixup_off_epoch)
+        return TrainLoader(_stream(stream), None, None, mixup, args.mixup_off_epoch)
 
     transform = create_transform(data_config["input_size"], is_training=True, use_prefetcher=True, **augmentation)
     images = ReadableImages(dataset, transform, seed=args.seed, bad_images=args.bad_images)
@@ -215,7 +216,7 @@ def create_eval_loader(
             pin_memory=pin_memory,
             persistent_workers=False,
         )
-        return ExplainedLoader(stream)
+        return _stream(stream)
     transform = create_transform(
         data_config["input_size"],
         is_training=False,
@@ -231,6 +232,19 @@ def create_eval_loader(
         **_worker_options(workers, pin_memory),
     )
     return DeviceBatches(loader, data_config, device)
+
+
+def _stream(loader: Any) -> ExplainedLoader:
+    """timm's loader of a streamed data set, with processes that end as ours do."""
+    inner = getattr(loader, "loader", loader)  # timm may wrap torch's
+    inner.worker_init_fn = partial(_start_process, inner.worker_init_fn)
+    return ExplainedLoader(loader)
+
+
+def _start_process(also: Callable[[int], None] | None, worker: int) -> None:
+    ignore_signals(worker)
+    if also is not None:
+        also(worker)
 
 
 def _worker_options(workers: int, pin_memory: bool) -> dict[str, Any]:
