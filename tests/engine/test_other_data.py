@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import tarfile
+import time
 from multiprocessing import active_children
 
 import pytest
@@ -18,6 +19,7 @@ from visionssm.engine import loaders, validation
 from visionssm.engine import train as train_module
 from visionssm.engine.arguments import parse_args
 from visionssm.engine.distributed import World
+from visionssm.engine.loader_processes import LoaderProcessError
 
 
 @pytest.fixture
@@ -90,6 +92,23 @@ def test_processes_of_a_stream_leave_signals_to_the_training(shards, training):
         os.kill(worker.pid, number)
     assert len(list(batches)) == (5 if training else 2)
     del batches
+
+
+def test_dead_process_of_a_stream(shards):
+    """Between two batches nothing is raised; then it is one sentence."""
+    argv = ["--dataset", "wds/shapes", "--data-dir", str(shards), "--batch-size", "1", "--workers", "1"]
+    args, config, device = parse_args(argv), {"input_size": (3, 32, 32)}, torch.device("cpu")
+    config |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": None}
+    loader = loaders.create_train_loader(
+        loaders.open_split(args, "train", training=True), args, config, 3, device, World()
+    )
+    batches = loader.epoch(0)
+    next(batches)
+    (worker,) = active_children()
+    worker.kill()
+    time.sleep(0.5)  # the signal arrives here
+    with pytest.raises(LoaderProcessError, match="a loader process died .*killed by signal: Killed"):
+        list(batches)
 
 
 def test_hugging_face_data_set_trains_like_the_folder(run, image_folder, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def explained(loader: Iterable[Any]) -> Iterator[Any]:
         UserError: An image cannot be read.
     """
     try:
-        iterator = iter(loader)  # starts the processes, and sets torch's handler of SIGCHLD
+        iterator = iter(loader)
         with _DeathsNoted() as deaths:
             while True:
                 try:
@@ -49,6 +49,7 @@ def explained(loader: Iterable[Any]) -> Iterator[Any]:
                     if "DataLoader worker" in str(error) and deaths.first is not None:
                         raise deaths.first from error  # it knows the signal
                     raise
+                deaths.install()
                 yield batch
     except UserError as error:
         # torch puts the worker's traceback into the message; its last line is "package.Error: sentence"
@@ -107,12 +108,15 @@ class _DeathsNoted:
         self._torchs: Any = None
 
     def __enter__(self) -> _DeathsNoted:
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGCHLD)
-            if callable(handler):
-                self._torchs = handler
-                signal.signal(signal.SIGCHLD, self._note)
+        self.install()
         return self
+
+    def install(self) -> None:
+        """Stand before torch's handler, which is set when the first processes start: now or with the first batch."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._note and threading.current_thread() is threading.main_thread():
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._note)
 
     def __exit__(self, *_: object) -> None:
         if self._torchs is not None and signal.getsignal(signal.SIGCHLD) == self._note:
