@@ -9,6 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
+_HEADS = {"bbox_head", "mask_head", "decode_head", "auxiliary_head"}  # those that tell the data set's classes apart
+
 
 def move_data(cfg: Config, root: str) -> None:
     """Let every data set and evaluator of a config read below another folder.
@@ -53,7 +55,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
             for path in [root, *(os.path.join(root, p) for p in inside if p)]:
                 _check_exists(path, f"{split}_dataloader")
             classes = (dataset.get("metainfo") or {}).get("classes")
-            if classes is not None and dataset.get("type") == "CocoDataset":
+            if classes is not None and str(dataset.get("type")).endswith("CocoDataset"):
                 _check_categories(os.path.join(root, dataset["ann_file"]), classes)
         for evaluator in _find(cfg.get(f"{split}_evaluator"), "ann_file"):
             _check_exists(evaluator["ann_file"], f"{split}_evaluator")
@@ -120,7 +122,7 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         raise ValueError(f"the data set has no image with an annotation of {list(classes)}")
     wrong = {name: module.num_classes for name, module in model.named_modules()
              if isinstance(getattr(module, "num_classes", None), int)
-             and not name.startswith(("backbone", "rpn_head")) and module.num_classes != len(classes)}
+             and set(name.split(".")) & _HEADS and module.num_classes != len(classes)}
     if wrong:
         found = ", ".join(f"{name}.num_classes={number}" for name, number in wrong.items())
         raise ValueError(f"the data set has {len(classes)} classes, but the model {found}; write "
