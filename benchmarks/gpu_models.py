@@ -4,6 +4,7 @@
 
 Inference and training (forward, backward and AdamW step) in images per second under autocast, and peak memory, on
 random images. Our models are checked first: logits on the GPU in float32 against the CPU's.
+With --vmamba-repo, a checkout of VMamba whose scan extension is installed, its own vmamba_tiny_s1l8 takes part.
 With --compile every model is compiled, with --graph every inference pass is replayed from a CUDA graph. The second part
 takes features of 1248 x 1248 images (Vim's claim against DeiT), DeiT with and without fused attention.
 """
@@ -21,10 +22,24 @@ MODELS = ("vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "vim_tiny", "vim_small", "loca
           "groupmamba_tiny", "deit_tiny_patch16_224", "deit_small_patch16_224", "swin_tiny_patch4_window7_224",
           "convnext_tiny", "mambaout_tiny")
 LARGE = ("vim_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224 without fused attention")
+THEIRS = "VMamba's own vmamba_tiny_s1l8"
 COLUMNS = ["model", "image", "batch", "images_per_s", "inference_mib", "training_images_per_s", "training_mib", "error"]
 
 
-def create(name: str, image: int) -> torch.nn.Module:
+def original(repository: Path) -> torch.nn.Module:
+    """Their model, built by their code."""
+    sys.path.insert(0, str(repository / "classification" / "models"))
+    import vmamba
+
+    return vmamba.VSSM(
+        depths=[2, 2, 8, 2], dims=96, drop_path_rate=0.2, ssm_d_state=1, ssm_ratio=1.0, ssm_dt_rank="auto",
+        ssm_conv=3, ssm_conv_bias=False, ssm_init="v0", forward_type="v05_noz", mlp_ratio=4.0, norm_layer="ln2d",
+        downsample_version="v3", patchembed_version="v2").cuda()
+
+
+def create(name: str, image: int, args) -> torch.nn.Module:
+    if name == THEIRS:
+        return original(args.vmamba_repo)
     fused = " without fused attention" not in name
     timm.layers.set_fused_attn(fused)
     name = name.split()[0]
@@ -88,7 +103,7 @@ def run(name: str, image: int, batch: int, args, features: bool) -> dict:
     dtype = getattr(torch, args.dtype)
     x = torch.randn(batch, 3, image, image, device="cuda")
     try:
-        model = create(name, image)
+        model = create(name, image, args)
         compiled = torch.compile(model) if args.compile and not features else model
         call = inference_call(compiled, x, dtype, args.graph, features)
         row["inference_mib"] = peak_bytes(call) / 2**20
@@ -112,6 +127,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graph", action="store_true", help="replay inference from a CUDA graph")
     parser.add_argument("--large-batch", type=int, default=8, help="images of 1248 x 1248; 0 leaves that part out")
+    parser.add_argument("--vmamba-repo", type=Path, help="a checkout of VMamba with its scan extension installed")
     parser.add_argument("--output", type=Path, help="folder for gpu_models.json and gpu_models.md")
     args = parser.parse_args()
     unknown = [m for m in args.models if not timm.is_model(m)]
@@ -122,7 +138,8 @@ def main() -> None:
     env = environment() | {"dtype": args.dtype, "compiled": args.compile, "cuda_graph": args.graph}
     print(env)
     print(markdown([], COLUMNS))
-    results = [run(name, 224, args.batch, args, features=False) for name in args.models]
+    names = [*args.models, *([THEIRS] if args.vmamba_repo else [])]
+    results = [run(name, 224, args.batch, args, features=False) for name in names]
     if args.large_batch:
         results += [run(name, 1248, args.large_batch, args, features=True) for name in LARGE]
     if args.output:

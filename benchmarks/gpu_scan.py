@@ -7,12 +7,16 @@ from the depthwise convolution's output to the merged scan output (projection of
 floors stand beside each time: the bytes that have to move over the bandwidth that a copy reaches here, and the
 exponentials and logarithms over the rate that a kernel of exponentials reaches here.
 
+With --routes every number of routes that one program may walk is timed beside the rule's choice
+(`routes_per_program` in the kernels' config.py).
+
 Peers, timed in the same run: this package's portable implementation; the CUDA scan of `mamba_ssm` if it can be
 imported, on routes reordered and steps expanded by PyTorch as its users do; with --vmamba-repo, a checkout of VMamba
 whose scan extension is installed, its SS2D core of forward type v05_noz, output norm included.
 """
 import argparse
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,11 +26,24 @@ from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
 from torch import Tensor
 
 from visionssm.ops import selective_scan
+from visionssm.ops.selective_scan.triton import config
 
 LEAVES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight")
 COLUMNS = ["shape", "batch", "what", "forward_ms", "of_floor", "training_ms", "bytes_floor_ms", "exponentials_floor_ms",
            "extra_mib", "error"]
 SETS = 3  # input sets, so that no call finds its inputs in the L2 cache
+
+
+@contextmanager
+def routes_per_program(routes: int | None):
+    """Let every program walk as many routes, whatever the rule says."""
+    rule = config.routes_per_program
+    if routes is not None:
+        config.routes_per_program = lambda *_: routes
+    try:
+        yield
+    finally:
+        config.routes_per_program = rule
 
 
 def floors(shape: ScanShape, batch: int, element: int, bandwidth: float, rate: float) -> tuple[float, float]:
@@ -171,6 +188,12 @@ def run(shape: ScanShape, dtype, args, bandwidth: float, rate: float) -> list[di
         return list(functions), list(leaves)
 
     jobs = {"scan": lambda: sets(lambda s: our_scan(shape, dtype, batch, s, "triton"))}
+    forced = {}
+    if args.routes:
+        total = shape.order().shape[0]
+        for n in (n for n in range(1, total + 1) if total % n == 0):
+            what = f"scan, {n} routes a program"
+            jobs[what], forced[what] = jobs["scan"], n
     if shape.rank and not shape.own_input and not shape.by_step:
         jobs["mixer"] = lambda: sets(lambda s: our_mixer(shape, dtype, batch, s))
     if args.portable:
@@ -184,7 +207,8 @@ def run(shape: ScanShape, dtype, args, bandwidth: float, rate: float) -> list[di
     for what, make in jobs.items():
         row = {"shape": shape.name, "batch": batch, "bytes_floor_ms": bytes_ms, "exponentials_floor_ms": special_ms}
         try:
-            row |= measure(what, *make())
+            with routes_per_program(forced.get(what)):
+                row |= measure(what, *make())
         except torch.OutOfMemoryError:
             row |= {"what": f"{what}: out of memory"}
         else:
@@ -201,6 +225,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--batch", type=int, help="instead of each shape's own")
     parser.add_argument("--vmamba-repo", type=Path, help="a checkout of VMamba with its scan extension installed")
+    parser.add_argument("--routes", action="store_true", help="also time every number of routes per program")
     parser.add_argument("--no-portable", dest="portable", action="store_false", help="leave the portable peer out")
     parser.add_argument("--output", type=Path, help="folder for gpu_scan.json and gpu_scan.md")
     args = parser.parse_args()

@@ -9,6 +9,7 @@ from test_selective_scan import NAMES, assert_close, cases, make_inputs, run
 
 pytest.importorskip("triton")
 from visionssm.ops import selective_scan  # noqa: E402
+from visionssm.ops.selective_scan import operator  # noqa: E402
 from visionssm.ops.selective_scan.triton import config, launch, tables  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,6 +36,12 @@ def in_float64(args):
     return {n: None if x is None else x.double() for n, x in args.items()}
 
 
+@pytest.fixture
+def walking(monkeypatch):
+    """Programs walk all routes that they may, as they do where there is work enough."""
+    monkeypatch.setattr(config, "routes_per_program", lambda routes, *_: routes)
+
+
 def compare(dtype=torch.float32, tolerance=None, **case):
     """Output and every gradient of the kernels against the float64 reference on the same numbers."""
     args, options = make_inputs(**case, dtype=dtype)
@@ -54,19 +61,30 @@ def test_lengths(L, N, rank):
 @pytest.mark.parametrize("N", [1, 4])
 @pytest.mark.parametrize("kind", ["raster", "permutation", "padded", "several"])
 @pytest.mark.parametrize("out", ["sum", "route", "step"])
+@pytest.mark.usefixtures("walking")
 def test_orders_and_outputs(N, kind, out):
     compare(seed=1, b=1, L=7, T=9, k=2, d=3, N=N, kind=kind, out=out)
+
+
+@pytest.mark.parametrize(("N", "k", "routes"), [(1, 2, 1), (1, 4, 2), (4, 4, 2), (2, 3, 3)])
+@pytest.mark.parametrize("kind", ["permutation", "padded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_routes_of_one_program(monkeypatch, N, k, routes, kind, dtype):
+    monkeypatch.setattr(config, "routes_per_program", lambda *_: routes)
+    compare(seed=18, b=2, L=18, T=19, k=k, d=3, N=N, kind=kind, shared=("u", ), dtype=dtype)
 
 
 @pytest.mark.parametrize("u_index", ["token", "step"])
 @pytest.mark.parametrize("index", ["token", "step"])
 @pytest.mark.parametrize("kind", ["permutation", "padded"])
 @pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.usefixtures("walking")
 def test_storage_by_step(u_index, index, kind, rank):
     compare(seed=2, b=1, L=9, T=10, k=2, d=3, N=1, rank=rank, kind=kind, u_index=u_index, index=index, out="step")
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("walking")
 def test_tensors_shared_by_routes(name):
     compare(seed=3, b=1, L=6, k=3, d=2, N=1, rank=2, shared=(name, ))
 
@@ -179,9 +197,17 @@ def test_same_bits_twice():
 @settings(max_examples=10, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(case=cases)
+@pytest.mark.usefixtures("walking")
 def test_random_cases(case):
     small = {name: min(case[name], most) for name, most in (("b", 2), ("k", 2), ("L", 12), ("T", 9))}
     compare(**case | small, tolerance=2e-5)
+
+
+@pytest.mark.usefixtures("walking")
+def test_no_result_per_route_exists(monkeypatch):
+    """Where one program walks all routes, their sum needs no pass of its own, forward and backward."""
+    monkeypatch.setattr(launch, "_merge", None)
+    compare(seed=19, b=1, L=6, k=4, d=3, N=1, shared=("u", ))
 
 
 def test_compiles_without_graph_breaks():
@@ -225,9 +251,27 @@ def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
     assert config.segments(programs, 1, steps, 132) == expected
 
 
+@pytest.mark.parametrize(("routes", "channels", "programs", "expected"), [
+    (4, 96, 1536, 2), (4, 96, 4096, 4), (3, 96, 2112, 3), (4, 96, 600, 1), (4, 87, 4096, 1)])
+def test_programs_walk_several_routes_where_programs_are_many(routes, channels, programs, expected):
+    assert config.routes_per_program(routes, channels, programs, 1, 132) == expected
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(16, 32), (64, 64), (96, 32), (106, 64), (192, 64)])
+def test_block_with_the_least_work(channels, expected):
+    assert config.forward_blocks(channels, 1, 6, torch.bfloat16).channels == expected
+
+
 def test_doubles_are_refused():
     args, options = make_inputs(14, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="cannot run.*not float64.*portable"):
+        selective_scan(**args, **options, backend="triton")
+
+
+def test_old_triton_is_refused(monkeypatch):
+    monkeypatch.setattr(operator, "_TRITON", (3, 4))
+    args, options = make_inputs(15, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="need triton 3.5 .* or newer, found 3.4"):
         selective_scan(**args, **options, backend="triton")
 
 

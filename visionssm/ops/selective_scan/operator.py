@@ -2,7 +2,7 @@
 import logging
 import os
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -16,7 +16,19 @@ from .reference import selective_scan_reference
 _logger = logging.getLogger(__name__)
 _BACKENDS = ("triton", "portable", "reference")
 _told: set[str] = set()
-_HAS_TRITON = find_spec("triton") is not None
+
+
+def _triton_version() -> tuple[int, ...] | None:
+    # read, not imported: it exists on few platforms and under several distributions' names
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        try:
+            return tuple(int(part) for part in version(name).split("+")[0].split(".")[:2])
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+_TRITON = _triton_version()
 
 
 def selective_scan(
@@ -100,10 +112,12 @@ def available_backends() -> list[str]:
 
 def _why_no_triton(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the Triton backend cannot run on a device, or None if it can."""
-    if not _HAS_TRITON:
+    if _TRITON is None:
         return "triton is not installed"
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return "its kernels need a GPU (for tests, TRITON_INTERPRET=1 in the environment interprets them on a CPU)"
+    if _TRITON < (3, 5):
+        return f"its kernels need triton 3.5 (PyTorch 2.9) or newer, found {'.'.join(map(str, _TRITON))}"
     if dtype == torch.float64:
         return "its kernels take float32, bfloat16 and float16, not float64"
     return None

@@ -29,24 +29,30 @@ def row_offset(token, t, stride, BY_STEP: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(x, stride, tokens, t0, steps, mask, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr):
-    """Rows of the turn's steps, x pointing at the first one; zero, unless stored by step, at zero tokens.
+def load_row(x, stride, token, t, steps, mask, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr):
+    """The row of step t or of its token; zero, unless stored by step, at a zero token.
 
     Not yet converted: two bfloat16 values wait in one register.
     """
+    at = x + row_offset(token, tl.minimum(t, steps - 1), stride, BY_STEP, WIDE)
+    if PADDED and not BY_STEP:
+        if mask is None:
+            value = tl.load(at, mask=token >= 0, other=0.0)
+        else:
+            value = tl.load(at, mask=mask & (token >= 0), other=0.0)
+    elif mask is None:
+        value = tl.load(at)
+    else:
+        value = tl.load(at, mask=mask, other=0.0)
+    return value
+
+
+@triton.jit
+def load_rows(x, stride, tokens, t0, steps, mask, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of the turn's steps, x pointing at the first one."""
     values = ()
     for i in tl.static_range(len(tokens)):
-        at = x + row_offset(tokens[i], tl.minimum(t0 + i, steps - 1), stride, BY_STEP, WIDE)
-        if PADDED and not BY_STEP:
-            if mask is None:
-                value = tl.load(at, mask=tokens[i] >= 0, other=0.0)
-            else:
-                value = tl.load(at, mask=mask & (tokens[i] >= 0), other=0.0)
-        elif mask is None:
-            value = tl.load(at)
-        else:
-            value = tl.load(at, mask=mask, other=0.0)
-        values = values + (value, )
+        values = values + (load_row(x, stride, tokens[i], t0 + i, steps, mask, BY_STEP, PADDED, WIDE), )
     return values
 
 
@@ -67,7 +73,7 @@ def load_rank_tile(delta, stride, order, t0, steps, RANK: tl.constexpr, RANKS: t
 
 
 @triton.jit
-def load_logits(delta, delta_lanes, stride, weight, bias, order, mask, tokens, t0, steps, RANK: tl.constexpr,
+def load_logits(delta, channel, stride, weight, bias, order, mask, tokens, t0, steps, RANK: tl.constexpr,
                 RANKS: tl.constexpr, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr,
                 PRECISION: tl.constexpr):
     """Raw step sizes with bias, z / ln 2, of the turn; `weight` is the (RANKS, channels) tile of a low-rank delta."""
@@ -75,7 +81,7 @@ def load_logits(delta, delta_lanes, stride, weight, bias, order, mask, tokens, t
         tile = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
         raw = rows(tl.dot(tile, weight, input_precision=PRECISION), len(tokens))
     else:
-        raw = load_rows(delta_lanes, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
+        raw = load_rows(delta + channel, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
     z = ()
     for i in tl.static_range(len(tokens)):
         z = z + (raw[i].to(tl.float32) * LOG2E + bias, )

@@ -11,6 +11,8 @@ CHUNK_SINGLE = 8  # steps between two saved states with one state per channel: h
 CHUNK_MULTI = 64  # with several: N / 16 bytes
 SEGMENT = 256  # a sequence is not split into segments shorter than this
 _WARPS_PER_SM = 6  # what the scan needs to hide the latency of its loads at half rate
+_WALKING_WARPS_PER_SM = 4  # the least that programs of several routes may leave
+_INSTRUCTIONS = {32: 44, 64: 33}  # per step and channel, by channels of a program with one state each
 
 
 class Blocks(NamedTuple):
@@ -28,15 +30,22 @@ def forward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) ->
     """Blocks of the forward scan; `states` is a power of two, `dtype` that of the products of a low-rank delta."""
     half = dtype.itemsize == 2
     if states == 1:
-        return Blocks(_cut(channels, 128 if half and channels % 128 == 0 and channels >= 384 else 64), 16, 1)
-    block = min(64, max(16, (1024 if half else 512) // states))
+        wide = half and channels % 128 == 0 and channels >= 384 and rank <= 32
+        return Blocks(128 if wide else 32 if not half and rank > 8 else _least_work(channels), 16, 1)
+    block = min(64, max(16, (1024 if half else 512 if rank <= 32 else 256) // states))
     return Blocks(_cut(channels, block), 8 if states <= 16 else 4, 1)
+
+
+def forward_turn(blocks: Blocks, states: int, walk: int) -> int:
+    """Steps of a turn where programs walk `walk` routes: sums of earlier routes leave no registers for eight."""
+    return 4 if walk > 1 and states > 8 else blocks.turn
 
 
 def backward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -> Blocks:
     """Blocks of the backward scan: a turn's states are kept in registers, so turns are shorter."""
     if states == 1:
-        return Blocks(_cut(channels, 32 if dtype.itemsize > 2 and rank > 16 else 64), 8, 1)
+        small = ranks_inside(states, rank, dtype) or (dtype.itemsize > 2 and rank > 16)  # else registers spill
+        return Blocks(32 if small else _least_work(channels), 8, 1)
     return Blocks(_cut(channels, min(64, max(16, 256 // states))), 4, 1)
 
 
@@ -57,6 +66,18 @@ def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int
     return max(1, min(want // have, steps // SEGMENT))
 
 
+def routes_per_program(routes: int, channels: int, programs: int, warps: int, multiprocessors: int) -> int:
+    """Routes that one program walks, so that their sum never exists per route; `programs` counts one route each.
+
+    As many as divide the routes and leave the device enough warps. Rows of other channels than multiples of eight are
+    read element by element, which leaves no registers for sums.
+    """
+    if channels % 8:
+        return 1
+    have, want = programs * warps, _WALKING_WARPS_PER_SM * multiprocessors
+    return max((n for n in range(1, routes + 1) if routes % n == 0 and have // n >= want), default=1)
+
+
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a device; 1 for the interpreter on a CPU, which has nothing to fill."""
     return _cuda_multiprocessors(device.index) if device.type == "cuda" else 1
@@ -65,6 +86,11 @@ def multiprocessors(device: torch.device) -> int:
 @cache
 def _cuda_multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _least_work(channels: int) -> int:
+    """The block with the fewest instructions in all, idle lanes included; the smaller of equals, for more warps."""
+    return min(_INSTRUCTIONS, key=lambda block: -(-channels // block) * block * _INSTRUCTIONS[block])
 
 
 def _cut(channels: int, block: int) -> int:

@@ -1,4 +1,6 @@
 """The host's side: strides, buffers, grids; same functions as the portable implementation."""
+from typing import NamedTuple
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -35,31 +37,33 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
     use = None if scan.order is None else table_use(scan.order, L)
     u = _dense(scan.u)
     gather = scan.out != "step" and use is not None and use.repeats
-    merge = scan.out == "sum" and K > 1 and not gather
-    dtype = scan.out_dtype
-    if gather or merge:  # float16 could overflow before the sum
-        dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    arguments = _arguments(scan, u, use)
+    blocks = config.forward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
+    grid = _grid(scan, blocks, walk=scan.out == "sum" and not gather)
+    groups = K // grid.walk
+    # float16 could overflow before the sum
+    sums = gather or (scan.out == "sum" and K > 1)
+    dtype = _wide(scan.out_dtype) if sums else scan.out_dtype
+    merge = sums and not gather and (groups > 1 or dtype != scan.out_dtype)
     by_step = gather or scan.out == "step"
-    y = _buffer((b, T if by_step else L, K, d), by_step or use is None or use.full, u, dtype)
-    late_skip = (merge and scan.D is not None and (use is None or use.full) and not scan.u_by_step
+    y = _buffer((b, T if by_step else L, groups, d), by_step or use is None or use.full, u, dtype)
+    late_skip = (merge and grid.walk == 1 and scan.D is not None and (use is None or use.full) and not scan.u_by_step
                  and u.stride(0) == L * u.stride(1))
 
     states = u.new_empty(states_shape(scan), dtype=torch.float32) if save else None
-    arguments = _arguments(scan, u, use)
     if late_skip:
         arguments["D"] = None
-    blocks = config.forward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
-    programs, segments, segment_steps = _grid(scan, blocks)
-    arguments |= dict(segments=segments, segment_steps=segment_steps, BLOCK=blocks.channels, TURN=blocks.turn,
+    arguments |= dict(segments=grid.segments, segment_steps=grid.segment_steps, BLOCK=blocks.channels,
+                      TURN=config.forward_turn(blocks, scan.states, grid.walk), WALK=grid.walk,
                       CHUNK=config.chunk(scan.states), chunks=states_shape(scan)[2], num_warps=blocks.warps,
                       out_b=y.stride(0), out_s=y.stride(1), out_k=y.stride(2), OUT_BY_STEP=by_step)
+    programs = (grid.programs, )
     entries = None
-    if segments > 1:
-        entries, sums = _ends(scan, segments)
-        selective_scan_fwd_kernel[(programs, )](out=None, states=None, ends=entries, sums=sums, entries=None,
-                                                **arguments)
-        _join(entries, sums, scan, segments, reverse=False)
-    selective_scan_fwd_kernel[(programs, )](out=y, states=states, ends=None, sums=None, entries=entries, **arguments)
+    if grid.segments > 1:
+        entries, sums = _ends(scan, grid.segments)
+        selective_scan_fwd_kernel[programs](out=None, states=None, ends=entries, sums=sums, entries=None, **arguments)
+        _join(entries, sums, scan, grid.segments, reverse=False)
+    selective_scan_fwd_kernel[programs](out=y, states=states, ends=None, sums=None, entries=entries, **arguments)
 
     if gather:
         out = _gather(y, table_visits(scan.order, L, scan.out == "sum"), scan.out_dtype).view(scan.out_shape)
@@ -77,15 +81,17 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     u, grad = _dense(scan.u), _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
     arguments = _arguments(scan, u, use)
     blocks = config.backward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
-    programs, segments, segment_steps = _grid(scan, blocks)
+    # with several states the registers are full without sums of earlier routes
+    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats)
+    programs, segments, groups = (grid.programs, ), grid.segments, K // grid.walk
     chunk, count = config.chunk(n), -(-d // blocks.channels)
     du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
     du_rows, rows = T if du_by_step else L, T if dx_by_step else L
     arguments |= dict(
         grad=grad, grad_b=grad.stride(0), grad_s=grad.stride(1), grad_k=_route_stride(grad, 2),
-        segments=segments, segment_steps=segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
-        BLOCK=blocks.channels, TURN=blocks.turn, CHUNK=chunk, num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step",
-        DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
+        segments=segments, segment_steps=grid.segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
+        BLOCK=blocks.channels, TURN=blocks.turn, WALK=grid.walk, CHUNK=chunk, num_warps=blocks.warps,
+        GRAD_BY_STEP=scan.out == "step", DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
         WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
         # a gradient may lie outside float16's range
         GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32)
@@ -93,7 +99,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     entries = None
     if segments > 1:
         entries, sums = _ends(scan, segments)
-        selective_scan_bwd_kernel[(programs, )](ends=entries, sums=sums, entries=None, **nothing, **arguments)
+        selective_scan_bwd_kernel[programs](ends=entries, sums=sums, entries=None, **nothing, **arguments)
         _join(entries, sums, scan, segments, reverse=True)
 
     def partial(*shape: int) -> Tensor:
@@ -101,8 +107,8 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
 
     scratch = None
     if chunk > blocks.turn:
-        scratch = partial(programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
-    du = _buffer((b, du_rows, K, d), full or du_by_step, u, _wide(scan.u.dtype))
+        scratch = partial(grid.programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
+    du = _buffer((b, du_rows, groups, d), full or du_by_step, u, _wide(scan.u.dtype))
     rank = arguments["RANK"]
     inside = config.ranks_inside(n, rank, scan.delta.dtype)
     dz = None if inside else _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
@@ -112,7 +118,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     dA = partial(b, K, segments, d, n)
     dD = None if scan.D is None else partial(b, K, segments, d)
     dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
-    selective_scan_bwd_kernel[(programs, )](
+    selective_scan_bwd_kernel[programs](
         states=states, scratch=scratch, ends=None, sums=None, entries=entries, du=du, dz=dz, shares=shares,
         dweight=dweight, dA=dA, dD=dD, dbias=dbias, **arguments)
 
@@ -121,7 +127,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         shared = like.shape[2] == 1
         if repeats and not stored_by_step:
             return _gather(x, table_visits(scan.order, L, shared), like.dtype).view(b, L, -1, *x.shape[3:])
-        return _merge(x, like.dtype) if shared and K > 1 else x.to(like.dtype)
+        return _merge(x, like.dtype) if shared and x.shape[2] > 1 else x.to(like.dtype)
 
     dB, dC, dranks = (shares.sum(3) if count > 1 else shares.squeeze(3)).split(widths, -1)
     if inside:
@@ -180,14 +186,26 @@ def _precision(scan: Scan) -> str:
     return "tf32x3" if dear and torch.version.hip is None else "ieee"
 
 
-def _grid(scan: Scan, blocks: config.Blocks) -> tuple[int, int, int]:
-    """(programs, segments, steps of a segment)."""
+class Grid(NamedTuple):
+    programs: int
+    walk: int  # routes of one program
+    segments: int  # parts that a sequence is split into
+    segment_steps: int
+
+
+def _grid(scan: Scan, blocks: config.Blocks, walk: bool) -> Grid:
+    """How the scan is divided among programs; with `walk` several routes may share one."""
     programs = scan.batch * scan.routes * -(-scan.channels // blocks.channels)
-    segments = config.segments(programs, blocks.warps, scan.steps, config.multiprocessors(scan.u.device))
+    multiprocessors = config.multiprocessors(scan.u.device)
+    segments = config.segments(programs, blocks.warps, scan.steps, multiprocessors)
     unit = max(blocks.turn, config.chunk(scan.states))
     segment_steps = -(-scan.steps // (segments * unit)) * unit
     segments = -(-scan.steps // segment_steps)
-    return programs * segments, segments, segment_steps
+    routes = 1
+    if walk and segments == 1:  # segments would meet other routes' at tokens of both
+        routes = config.routes_per_program(
+            scan.routes, scan.channels, programs, blocks.warps, multiprocessors)
+    return Grid(programs * segments // routes, routes, segments, segment_steps)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -13,13 +13,15 @@ def selective_scan_bwd_kernel(
         grad_b, grad_s, grad_k, u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k,
         C_b, C_s, C_k, D_k, routes, steps, segments, segment_steps, chunks, du_rows, rows,
         CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
-        BLOCK: tl.constexpr, TURN: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
+        BLOCK: tl.constexpr, TURN: tl.constexpr, WALK: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
         U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr, DX_BY_STEP: tl.constexpr,
         PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
         GRADIENT_DTYPE: tl.constexpr):
     """Walk the turns of a segment from its last to its first.
 
-    Written per route: du (b, du_rows, K, CHANNELS), dz (b, rows, K, CHANNELS), the gradient of the raw step size;
+    A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u.
+    Written per group of routes: du (b, du_rows, K / WALK, CHANNELS);
+    per route: dz (b, rows, K, CHANNELS), the gradient of the raw step size;
     per segment: dA, dD, dbias (b, K, segments, ...); per route and channel block, shares (b, rows, K, blocks, ...) of
     what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
     `dweight` (per segment, for turns of eight steps) dz is not written.
@@ -29,219 +31,239 @@ def selective_scan_bwd_kernel(
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     SHARES: tl.constexpr = N + (0 if C is None else N) + (0 if dweight is None else RANK)
     pid = tl.program_id(0)
-    route = pid % routes
-    block = pid // routes % blocks
-    segment = pid // (routes * blocks) % segments
-    image = (pid // (routes * blocks) // segments).to(tl.int64)
+    groups = routes // WALK
+    group = pid % groups
+    block = pid // groups % blocks
+    segment = pid // (groups * blocks) % segments
+    image = (pid // (groups * blocks) // segments).to(tl.int64)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     inside = channel < CHANNELS
     mask = None if CHANNELS % BLOCK == 0 else inside
     n = tl.arange(0, STATES)
 
-    grad += image * grad_b + route * grad_k
-    u += image * u_b + route * u_k
-    delta += image * delta_b + route * delta_k
-    B += image * B_b + route * B_k
+    grad += image * grad_b
+    u += image * u_b
+    delta += image * delta_b
+    B += image * B_b
     if C is not None:
-        C += image * C_b + route * C_k
-    if order is not None:
-        order += route * steps
-    scan = image * routes + route
-    per_scan = scan * segments + segment
-
-    if N == 1:
-        a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
-        state_at = channel
-        state_mask = inside
-        B_lanes = B
-        C_lanes = C
-        n_at = 0
-        n_mask = None
-    else:
-        state_at = channel[:, None] * N + n[None, :]
-        B_lanes = B + n
-        C_lanes = None if C is None else C + n
-        n_at = n
-        n_mask = None if N == STATES else n < N
-        state_mask = inside[:, None] & (n < N)[None, :]
-        a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
-    skip = 0.0
-    if D is not None:
-        skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
-    bias2 = 0.0
-    if bias is not None:
-        bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
-    w = 0.0
-    if RANK > 0:
-        r = tl.arange(0, RANKS)
-        w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                    mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
-
-    if entries is not None:
-        s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
-    else:
-        s = a * 0.0
-    total = tl.zeros((BLOCK, ), tl.float32)
-    a_sum = a * 0.0
-    d_sum = tl.zeros((BLOCK, ), tl.float32)
-    bias_sum = tl.zeros((BLOCK, ), tl.float32)
-    if CHUNK > TURN and ends is None:
-        scratch += pid.to(tl.int64) * (CHUNK // TURN) * BLOCK * STATES
-        if N == 1:
-            scratch_at = tl.arange(0, BLOCK)
-        else:
-            scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
-
+        C += image * C_b
     if ends is None:
-        du += (image * du_rows * routes + route) * CHANNELS + channel
-        shares += ((image * rows * routes + route) * blocks + block) * SHARES + n_at
-        if dweight is None:
-            dz += (image * rows * routes + route) * CHANNELS + channel
-        else:
-            weight_sum = tl.zeros((BLOCK, RANKS), tl.float32)
+        du += (image * du_rows * groups + group) * CHANNELS + channel
+        if CHUNK > TURN:
+            scratch += pid.to(tl.int64) * (CHUNK // TURN) * BLOCK * STATES
+            if N == 1:
+                scratch_at = tl.arange(0, BLOCK)
+            else:
+                scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
 
-    first = segment * segment_steps
-    turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
-    for back in range(0, turns):
-        t0 = first + (turns - 1 - back) * TURN
-        tokens = load_tokens(order, t0, steps, TURN)
-        z = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens, t0, steps, RANK, RANKS, BY_STEP,
-                        PADDED, WIDE, PRECISION)
-        if dweight is not None:
-            ranks = load_rank_tile(delta, delta_s, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
-        dys = load_rows(grad + channel, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
+    for walked in tl.range(0, WALK, disable_licm=True):  # hoisting out of it would spill registers
+        route = group * WALK + walked
+        scan = image * routes + route
+        per_scan = scan * segments + segment
+
+        grad_lanes = grad + route * grad_k + channel
+        u_lanes = u + route * u_k + channel
+        delta_rows = delta + route * delta_k
+        B_lanes = B + route * B_k
+        C_lanes = None
         if C is not None:
-            c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
-        l = ()
-        dy = ()
-        for i in tl.static_range(TURN):
-            live = t0 + i < steps
-            l = l + (tl.where(live, softplus2(z[i], LOG), 0.0), )
-            if PADDED:
-                live = live & (tokens[i] >= 0)
-            dy = dy + (tl.where(live, dys[i], 0.0).to(dys[i].dtype), )
+            C_lanes = C + route * C_k
+        token_of = None
+        if order is not None:
+            token_of = order + route * steps
+
+        if N == 1:
+            a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
+            state_at = channel
+            state_mask = inside
+            n_at = 0
+            n_mask = None
+        else:
+            state_at = channel[:, None] * N + n[None, :]
+            B_lanes += n
+            if C is not None:
+                C_lanes += n
+            n_at = n
+            n_mask = None if N == STATES else n < N
+            state_mask = inside[:, None] & (n < N)[None, :]
+            a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
+        skip = 0.0
+        if D is not None:
+            skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
+        bias2 = 0.0
+        if bias is not None:
+            bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
+        w = 0.0
+        if RANK > 0:
+            r = tl.arange(0, RANKS)
+            w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
+                        mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+
+        if entries is not None:
+            s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
+        else:
+            s = a * 0.0
+        total = tl.zeros((BLOCK, ), tl.float32)
+        a_sum = a * 0.0
+        d_sum = tl.zeros((BLOCK, ), tl.float32)
+        bias_sum = tl.zeros((BLOCK, ), tl.float32)
+        if ends is None:
+            shares_at = shares + ((image * rows * routes + route) * blocks + block) * SHARES + n_at
+            if dweight is None:
+                dz_at = dz + (image * rows * routes + route) * CHANNELS + channel
+            else:
+                weight_sum = tl.zeros((BLOCK, RANKS), tl.float32)
+
+        first = segment * segment_steps
+        turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
+        for back in range(0, turns):
+            t0 = first + (turns - 1 - back) * TURN
+            tokens = load_tokens(token_of, t0, steps, TURN)
+            z = load_logits(delta_rows, channel, delta_s, w, bias2, token_of, mask, tokens, t0, steps, RANK, RANKS,
+                            BY_STEP, PADDED, WIDE, PRECISION)
+            if dweight is not None:
+                ranks = load_rank_tile(delta_rows, delta_s, token_of, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
+            dys = load_rows(grad_lanes, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
+            if C is not None:
+                c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
+            l = ()
+            dy = ()
+            for i in tl.static_range(TURN):
+                live = t0 + i < steps
+                l = l + (tl.where(live, softplus2(z[i], LOG), 0.0), )
+                if PADDED:
+                    live = live & (tokens[i] >= 0)
+                dy = dy + (tl.where(live, dys[i], 0.0).to(dys[i].dtype), )
+
+            if ends is not None:
+                for i in tl.static_range(TURN - 1, -1, -1):
+                    if N > 1:
+                        g = s + dy[i].to(tl.float32)[:, None] * c[i].to(tl.float32)[None, :]
+                        s = tl.exp2(l[i][:, None] * a) * g
+                    elif C is not None:
+                        s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32) * c[i].to(tl.float32))
+                    else:
+                        s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32))
+                    total += l[i]
+            else:
+                x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
+                b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
+                if WALK > 1:  # sums of the routes walked before
+                    earlier = load_rows(du, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP,
+                                        PADDED, WIDE)
+                # the state before the turn
+                c0 = t0 // CHUNK * CHUNK
+                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
+                if CHUNK == TURN:
+                    h = tl.load(saved, mask=state_mask, other=0.0)
+                else:
+                    if back == 0 or t0 - c0 == CHUNK - TURN:
+                        h = tl.load(saved, mask=state_mask, other=0.0)
+                        for turn in range(0, (t0 - c0) // TURN):
+                            tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
+                            t1 = c0 + turn * TURN
+                            tokens1 = load_tokens(token_of, t1, steps, TURN)
+                            z1 = load_logits(delta_rows, channel, delta_s, w, bias2, token_of, mask, tokens1, t1, steps,
+                                             RANK, RANKS, BY_STEP, PADDED, WIDE, PRECISION)
+                            x1 = load_rows(u_lanes, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
+                            b1 = load_rows(B_lanes, B_s, tokens1, t1, steps, n_mask, BY_STEP, PADDED, WIDE)
+                            for i in tl.static_range(TURN):
+                                h = advance(h, softplus2(z1[i], LOG), x1[i].to(tl.float32), b1[i].to(tl.float32), a)
+                        tl.store(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at, h)
+                        tl.debug_barrier()
+                    h = tl.load(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at)
+
+                before = ()  # the state before each step
+                for i in tl.static_range(TURN):
+                    before = before + (h, )
+                    if i < TURN - 1:
+                        h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
+
+                dzs = ()
+                for i in tl.static_range(TURN - 1, -1, -1):
+                    t = t0 + i
+                    live = t < steps
+                    known = live
+                    if PADDED:
+                        known = live & (tokens[i] >= 0)
+                    step_delta = l[i] * LN2
+                    x_i = x[i].to(tl.float32)
+                    dy_i = dy[i].to(tl.float32)
+                    b_i = b[i].to(tl.float32)
+                    if C is not None:
+                        c_i = c[i].to(tl.float32)
+                    share = shares_at + row_offset(tokens[i], t, routes * blocks * SHARES, DX_BY_STEP, WIDE)
+                    share_mask = live if BY_STEP else known
+                    if N > 1:
+                        share_mask = share_mask & (n < N)
+                    if N == 1:
+                        decay = tl.exp2(l[i] * a)
+                        kept = decay * before[i]  # a h_prev
+                        if C is None:
+                            g = dy_i + s
+                        else:
+                            g = dy_i * c_i + s
+                            tl.store(share + N, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=share_mask)
+                        q = g * b_i
+                        tl.store(share, tl.sum(g * step_delta * x_i, 0), mask=share_mask)
+                        gk = g * kept
+                        ddelta = gk * a + x_i * q
+                        a_sum += gk * step_delta
+                    else:
+                        decay = tl.exp2(l[i][:, None] * a)
+                        kept = decay * before[i]
+                        g = dy_i[:, None] * c_i[None, :] + s
+                        h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
+                        tl.store(share + N, tl.sum(h * dy_i[:, None], 0), mask=share_mask)
+                        q = tl.sum(g * b_i[None, :], 1)
+                        tl.store(share, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=share_mask)
+                        gk = g * kept
+                        ddelta = tl.sum(gk * a, 1) + x_i * q
+                        a_sum += gk * step_delta[:, None]
+                    s = decay * g
+                    dx = step_delta * q
+                    if D is not None:
+                        dx += skip * dy_i
+                        d_sum += dy_i * x_i
+                    if WALK > 1:
+                        dx += earlier[i].to(tl.float32)
+                    tl.store(du + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE), dx,
+                             mask=inside & (live if U_BY_STEP else known))
+                    # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second needs no z but cancels where l is small
+                    slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
+                    dzi = tl.where(live, ddelta * slope, 0.0)
+                    bias_sum += dzi
+                    if dweight is None:
+                        tl.store(dz_at + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
+                                 mask=inside & (live if BY_STEP else known))
+                    else:
+                        dzs = (dzi, ) + dzs
+
+                if dweight is not None:
+                    tile = columns(dzs).to(GRADIENT_DTYPE)
+                    weight_sum = tl.dot(tile, ranks.to(GRADIENT_DTYPE), weight_sum, input_precision=PRECISION)
+                    d_ranks = tl.dot(w.to(GRADIENT_DTYPE), tile, input_precision=PRECISION)
+                    t = t0 + tl.arange(0, 16)
+                    token = t
+                    if order is not None:
+                        token = tl.load(token_of + tl.minimum(t, steps - 1))
+                    written = (tl.arange(0, 16) < TURN) & (t < steps)
+                    if PADDED and not BY_STEP:
+                        written = written & (token >= 0)
+                    at = row_offset(token, t, routes * blocks * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
+                    tl.store(shares_at + SHARES - RANK + at, d_ranks, mask=(r < RANK)[:, None] & written[None, :])
 
         if ends is not None:
-            for i in tl.static_range(TURN - 1, -1, -1):
-                if N > 1:
-                    s = tl.exp2(l[i][:, None] * a) * (s + dy[i].to(tl.float32)[:, None] * c[i].to(tl.float32)[None, :])
-                elif C is not None:
-                    s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32) * c[i].to(tl.float32))
-                else:
-                    s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32))
-                total += l[i]
+            tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
+            tl.store(sums + per_scan * CHANNELS + channel, total, mask=inside)
         else:
-            x = load_rows(u + channel, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
-            b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
-            # the state before the turn
-            c0 = t0 // CHUNK * CHUNK
-            saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
-            if CHUNK == TURN:
-                h = tl.load(saved, mask=state_mask, other=0.0)
-            else:
-                if back == 0 or t0 - c0 == CHUNK - TURN:
-                    h = tl.load(saved, mask=state_mask, other=0.0)
-                    for turn in range(0, (t0 - c0) // TURN):
-                        tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
-                        t1 = c0 + turn * TURN
-                        tokens1 = load_tokens(order, t1, steps, TURN)
-                        z1 = load_logits(delta, delta + channel, delta_s, w, bias2, order, mask, tokens1, t1, steps,
-                                         RANK, RANKS, BY_STEP, PADDED, WIDE, PRECISION)
-                        x1 = load_rows(u + channel, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
-                        b1 = load_rows(B_lanes, B_s, tokens1, t1, steps, n_mask, BY_STEP, PADDED, WIDE)
-                        for i in tl.static_range(TURN):
-                            h = advance(h, softplus2(z1[i], LOG), x1[i].to(tl.float32), b1[i].to(tl.float32), a)
-                    tl.store(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at, h)
-                    tl.debug_barrier()
-                h = tl.load(scratch + (t0 - c0) // TURN * BLOCK * STATES + scratch_at)
-
-            before = ()  # the state before each step
-            for i in tl.static_range(TURN):
-                before = before + (h, )
-                if i < TURN - 1:
-                    h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
-
-            dzs = ()
-            for i in tl.static_range(TURN - 1, -1, -1):
-                t = t0 + i
-                live = t < steps
-                known = live
-                if PADDED:
-                    known = live & (tokens[i] >= 0)
-                step_delta = l[i] * LN2
-                x_i = x[i].to(tl.float32)
-                dy_i = dy[i].to(tl.float32)
-                b_i = b[i].to(tl.float32)
-                if C is not None:
-                    c_i = c[i].to(tl.float32)
-                share = shares + row_offset(tokens[i], t, routes * blocks * SHARES, DX_BY_STEP, WIDE)
-                share_mask = live if BY_STEP else known
-                if N > 1:
-                    share_mask = share_mask & (n < N)
-                if N == 1:
-                    decay = tl.exp2(l[i] * a)
-                    kept = decay * before[i]  # a h_prev
-                    if C is None:
-                        g = dy_i + s
-                    else:
-                        g = dy_i * c_i + s
-                        tl.store(share + N, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=share_mask)
-                    q = g * b_i
-                    tl.store(share, tl.sum(g * step_delta * x_i, 0), mask=share_mask)
-                    gk = g * kept
-                    ddelta = gk * a + x_i * q
-                    a_sum += gk * step_delta
-                else:
-                    decay = tl.exp2(l[i][:, None] * a)
-                    kept = decay * before[i]
-                    g = dy_i[:, None] * c_i[None, :] + s
-                    h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
-                    tl.store(share + N, tl.sum(h * dy_i[:, None], 0), mask=share_mask)
-                    q = tl.sum(g * b_i[None, :], 1)
-                    tl.store(share, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=share_mask)
-                    gk = g * kept
-                    ddelta = tl.sum(gk * a, 1) + x_i * q
-                    a_sum += gk * step_delta[:, None]
-                s = decay * g
-                dx = step_delta * q
-                if D is not None:
-                    dx += skip * dy_i
-                    d_sum += dy_i * x_i
-                tl.store(du + row_offset(tokens[i], t, routes * CHANNELS, DU_BY_STEP, WIDE), dx,
-                         mask=inside & (live if U_BY_STEP else known))
-                # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second form needs no z but cancels where l is small
-                slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
-                dzi = tl.where(live, ddelta * slope, 0.0)
-                bias_sum += dzi
-                if dweight is None:
-                    tl.store(dz + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
-                             mask=inside & (live if BY_STEP else known))
-                else:
-                    dzs = (dzi, ) + dzs
-
+            tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
+            if D is not None:
+                tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
             if dweight is not None:
-                tile = columns(dzs).to(GRADIENT_DTYPE)
-                weight_sum = tl.dot(tile, ranks.to(GRADIENT_DTYPE), weight_sum, input_precision=PRECISION)
-                d_ranks = tl.dot(w.to(GRADIENT_DTYPE), tile, input_precision=PRECISION)
-                t = t0 + tl.arange(0, 16)
-                token = t
-                if order is not None:
-                    token = tl.load(order + tl.minimum(t, steps - 1))
-                written = (tl.arange(0, 16) < TURN) & (t < steps)
-                if PADDED and not BY_STEP:
-                    written = written & (token >= 0)
-                at = row_offset(token, t, routes * blocks * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
-                tl.store(shares + SHARES - RANK + at, d_ranks, mask=(r < RANK)[:, None] & written[None, :])
-
-    if ends is not None:
-        tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
-        tl.store(sums + per_scan * CHANNELS + channel, total, mask=inside)
-    else:
-        tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
-        if D is not None:
-            tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
-        if dweight is not None:
-            tl.store(dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :], weight_sum,
-                     mask=inside[:, None] & (r < RANK)[None, :])
-        if bias is not None:
-            tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
+                tl.store(dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :], weight_sum,
+                         mask=inside[:, None] & (r < RANK)[None, :])
+            if bias is not None:
+                tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
+        if WALK > 1:
+            tl.debug_barrier()  # the next route reads what this one wrote
