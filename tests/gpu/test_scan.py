@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from visionssm.ops import available_backends, selective_scan
+from visionssm.ops.selective_scan.triton import config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from scan_shapes import MODEL_SHAPES, VMAMBA_TINY, make_inputs  # noqa: E402
@@ -36,7 +37,11 @@ def test_triton_is_the_preferred_backend():
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", MODEL_SHAPES, ids=lambda s: s.name)
-def test_model_shapes(shape, dtype):
+@pytest.mark.parametrize("walking", [False, True], ids=["route by route", "all routes in one program"])
+def test_model_shapes(shape, dtype, walking, monkeypatch):
+    if walking:
+        monkeypatch.setattr(config, "segments", lambda *_: 1)
+        monkeypatch.setattr(config, "routes_per_program", lambda routes, *_: routes)
     inputs = make_inputs(shape, dtype, "cuda", batch=2)
     double = {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in inputs.items()}
     y, grads = forward_backward(inputs, "triton")
@@ -100,6 +105,21 @@ def test_memory_of_a_training_step():
     elements = leaves["u"].numel()
     assert kept < 13 * 2 * elements / 3, f"{kept / elements:.1f} bytes per element"
     del y
+
+
+@pytest.mark.parametrize(("routes", "most"), [(1, 6.5), (4, 1.5)])
+def test_memory_of_the_output(monkeypatch, routes, most):
+    """Four routes of one program need no output per route: beyond the input, one map in its dtype."""
+    monkeypatch.setattr(config, "routes_per_program", lambda *_: routes)
+    inputs = make_inputs(VMAMBA_TINY[1], torch.bfloat16, "cuda", batch=64)
+    with torch.no_grad():
+        selective_scan(**inputs)  # compile
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        selective_scan(**inputs)
+        torch.cuda.synchronize()
+    assert torch.cuda.max_memory_allocated() - before < most * inputs["u"].nbytes
 
 
 def test_compile_without_graph_breaks():
