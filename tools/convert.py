@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from visionssm.engine.files import write_atomically
 from visionssm.models._checkpoint import CheckpointError
 from visionssm.openmmlab.conversion import convert
+from visionssm.openmmlab.requirements import check_installed
 from visionssm.openmmlab.weights import read_state_dict
 
 
@@ -28,6 +29,7 @@ def main() -> int:
         if not os.path.isfile(args.config):
             raise ValueError(f"no config at {args.config!r}")
         cfg = Config.fromfile(args.config)
+        check_installed(cfg.get("default_scope"))
         cfg.model.backbone.pretrained = False
         init_default_scope(cfg.default_scope)
         weights = convert(read_state_dict(args.input), MODELS.build(cfg.model))

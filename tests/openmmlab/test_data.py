@@ -8,6 +8,7 @@ pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
 from mmengine.config import Config  # noqa: E402
 from torch import nn  # noqa: E402
 
+from visionssm.openmmlab import requirements  # noqa: E402
 from visionssm.openmmlab.data import check_classes, check_data, move_data  # noqa: E402
 
 
@@ -95,3 +96,14 @@ def test_heads_and_annotations_must_have_the_classes():
         check_classes(Detector(2), Dataset(("cat", "dog"), [1, 2], length=0))
     with pytest.raises(ValueError, match="got the string 'cat'"):
         check_classes(Detector(1), Dataset("cat", [1]))
+
+
+@pytest.mark.parametrize("scope, absent, message", [
+    ("mmdet", "mmcv._ext", "needs the compiled operators of mmcv: not installed"),
+    ("mmseg", "mmseg", "needs mmseg: not installed"),
+])
+def test_what_is_not_installed_is_named(monkeypatch, scope, absent, message):
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == absent else object())
+    with pytest.raises(ValueError, match=message):
+        requirements.check_installed(scope)
+    requirements.check_installed(None)

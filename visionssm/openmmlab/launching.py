@@ -17,6 +17,7 @@ from torch import nn
 from ..models._checkpoint import CheckpointError
 from .data import check_data, move_data
 from .layer_decay import describe_groups
+from .requirements import check_installed
 from .weights import load_matching, load_strictly
 
 
@@ -37,11 +38,12 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read a config, apply the command line to it, and adapt it to a machine without GPU.
 
     Raises:
-        ValueError: the config does not exist.
+        ValueError: the config does not exist, or what it needs is not installed.
     """
     if not os.path.isfile(args.config):
         raise ValueError(f"no config at {args.config!r}")
     cfg = Config.fromfile(args.config)
+    check_installed(cfg.get("default_scope"))
     if args.data_root:
         move_data(cfg, args.data_root)
     cfg.merge_from_dict(args.cfg_options)

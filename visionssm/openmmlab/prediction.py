@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..engine.errors import UserError
 from ..engine.prediction import find_images, read_image
 from ..models import CheckpointError
+from .requirements import check_installed
 from .weights import load_strictly
 
 _VISUALIZERS = {"mmdet": "mmdet.DetLocalVisualizer", "mmseg": "mmseg.SegLocalVisualizer"}  # by scope
@@ -35,7 +36,8 @@ class Predictor:
         classes: Names of what it tells apart.
 
     Raises:
-        UserError: the configuration is none of mmdet or mmseg, or what it needs is not installed.
+        UserError: the configuration is none of mmdet or mmseg.
+        ValueError: what it needs is not installed.
         CheckpointError: the file is no checkpoint, or its weights are not those of the model.
     """
 
@@ -46,13 +48,10 @@ class Predictor:
         scope = cfg.get("default_scope")
         if scope not in _VISUALIZERS:
             raise UserError(f"{config} is a configuration of {scope!r}; predictions are drawn for mmdet and mmseg")
+        check_installed(scope)
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
-        try:
-            init_default_scope(scope)
-            self.model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model))
-        except ImportError as missing:
-            raise UserError(f"{config} needs what is not installed ({missing}); docs/openmmlab.md says how to install "
-                            "mmcv with its operators") from missing
+        init_default_scope(scope)
+        self.model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model))
         load_strictly(self.model, checkpoint)
         self.model.to(device).eval()
         dataset = cfg.test_dataloader.dataset
@@ -130,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
             picture = Path(args.output) / f"{number:04d}_{image.stem}.png"
             sample = predictor(image, picture, args.min_score)
             print(f"{image} -> {picture}: {predictor.describe(sample, args.min_score)}")
-    except (UserError, CheckpointError) as error:
+    except (UserError, CheckpointError, ValueError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
     return 0
