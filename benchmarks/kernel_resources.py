@@ -83,20 +83,20 @@ def record(shape: ScanShape, dtype: torch.dtype, out_dtype: torch.dtype, parts: 
     arguments = [inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight", "order")]
     scan = contract.canonical(*arguments, inputs.get("num_tokens"), inputs.get("u_index", "token"),
                               inputs.get("index", "token"), "sum", out_dtype)
-    segments, walk, logarithm = config.segments, config.routes_per_program, launch._logarithm
+    segments, walk, logarithm = config.segments, config._walk, launch._logarithm
     try:
         for name in KERNELS:
             setattr(launch, name, Recorder(name, launches))
         config.segments = lambda *_: parts
-        config.routes_per_program = lambda routes, channels, programs, warps, _: walk(
-            routes, channels, programs * shape.batch, warps, MULTIPROCESSORS)
+        config._walk = lambda count, programs, warps, _: walk(
+            count, programs * shape.batch, warps, MULTIPROCESSORS)
         # the inputs lie on a CPU, the code is for a GPU
         launch._logarithm = lambda s: "ptx" if logarithm(s) == "log2" else logarithm(s)
         launch.forward(scan, save=False)
         out, states = launch.forward(scan, save=True)
         launch.backward(out, states, scan)
     finally:
-        config.segments, config.routes_per_program, launch._logarithm = segments, walk, logarithm
+        config.segments, config._walk, launch._logarithm = segments, walk, logarithm
         for name, kernel in KERNELS.items():
             setattr(launch, name, kernel)
     return launches
@@ -173,8 +173,9 @@ def describe(name: str, constants: dict) -> str:
         task = "" if "states" in constants else " saving states"
     else:
         task = ""
-    routes = f", {constants['WALK']} routes" if constants["WALK"] > 1 else ""
-    return f"{label}{task} {constants['BLOCK']} x {constants['TURN']}{routes}"
+    walks = "".join(f", {constants[key]} {what}" for key, what in (("WALK", "routes"), ("SPAN", "blocks"))
+                    if constants.get(key, 1) > 1)
+    return f"{label}{task} {constants['BLOCK']} x {constants['TURN']}{walks}"
 
 
 def table(results: list[dict]) -> str:

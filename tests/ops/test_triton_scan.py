@@ -39,6 +39,7 @@ def in_float64(args):
 @pytest.fixture
 def walking(monkeypatch):
     """Programs walk all routes that they may, as they do where there is work enough."""
+    monkeypatch.setattr(config, "_walk", lambda parts, *_: parts)
     monkeypatch.setattr(config, "routes_per_program", lambda routes, *_: routes)
 
 
@@ -72,6 +73,13 @@ def test_orders_and_outputs(N, kind, out):
 def test_routes_of_one_program(monkeypatch, N, k, routes, kind, dtype):
     monkeypatch.setattr(config, "routes_per_program", lambda *_: routes)
     compare(seed=18, b=2, L=18, T=19, k=k, d=3, N=N, kind=kind, shared=("u", ), dtype=dtype)
+
+
+@pytest.mark.parametrize(("d", "span"), [(33, 3), (64, 2)])
+@pytest.mark.parametrize("kind", ["permutation", "padded", "several"])
+def test_blocks_of_one_program(monkeypatch, d, span, kind):
+    monkeypatch.setattr(config, "blocks_per_program", lambda *_: span)
+    compare(seed=20, b=1, L=9, T=10, k=2, d=d, N=16, kind=kind)
 
 
 @pytest.mark.parametrize("u_index", ["token", "step"])
@@ -255,6 +263,12 @@ def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
     (4, 96, 1536, 2), (4, 96, 4096, 4), (3, 96, 2112, 3), (4, 96, 600, 1), (4, 87, 4096, 1)])
 def test_programs_walk_several_routes_where_programs_are_many(routes, channels, programs, expected):
     assert config.routes_per_program(routes, channels, programs, 1, 132) == expected
+
+
+@pytest.mark.parametrize(("states", "rank", "programs", "expected"), [
+    (16, 6, 6144, 6), (16, 6, 12288, 12), (16, 24, 12288, 1), (1, 6, 12288, 1), (16, 0, 12, 1)])
+def test_programs_walk_several_blocks_where_programs_are_many(states, rank, programs, expected):
+    assert config.blocks_per_program(12, states, rank, programs, 1, 132) == expected
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(16, 32), (64, 64), (96, 32), (106, 64), (192, 64)])

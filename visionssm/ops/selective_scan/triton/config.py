@@ -72,10 +72,18 @@ def routes_per_program(routes: int, channels: int, programs: int, warps: int, mu
     As many as divide the routes and leave the device enough warps. Rows of other channels than multiples of eight are
     read element by element, which leaves no registers for sums.
     """
-    if channels % 8:
+    return 1 if channels % 8 else _walk(routes, programs, warps, multiprocessors)
+
+
+def blocks_per_program(blocks: int, states: int, rank: int, programs: int, warps: int, multiprocessors: int) -> int:
+    """Blocks of channels that one program of the backward scan walks; `programs` counts one block each.
+
+    With several states: a program of one has few channels, and its sums over them are as large as the channels. The
+    weights of larger ranks leave no registers for it.
+    """
+    if states == 1 or rank > 16:
         return 1
-    have, want = programs * warps, _WALKING_WARPS_PER_SM * multiprocessors
-    return max((n for n in range(1, routes + 1) if routes % n == 0 and have // n >= want), default=1)
+    return _walk(blocks, programs, warps, multiprocessors)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -86,6 +94,12 @@ def multiprocessors(device: torch.device) -> int:
 @cache
 def _cuda_multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _walk(parts: int, programs: int, warps: int, multiprocessors: int) -> int:
+    """The largest divisor of `parts` by which programs may become fewer."""
+    have, want = programs * warps, _WALKING_WARPS_PER_SM * multiprocessors
+    return max((n for n in range(1, parts + 1) if parts % n == 0 and have // n >= want), default=1)
 
 
 def _least_work(channels: int) -> int:

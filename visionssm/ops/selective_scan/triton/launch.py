@@ -82,16 +82,16 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     arguments = _arguments(scan, u, use)
     blocks = config.backward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
     # with several states the registers are full without sums of earlier routes
-    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats)
+    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=True)
     programs, segments, groups = (grid.programs, ), grid.segments, K // grid.walk
-    chunk, count = config.chunk(n), -(-d // blocks.channels)
+    chunk, count = config.chunk(n), -(-d // blocks.channels) // grid.span
     du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
     du_rows, rows = T if du_by_step else L, T if dx_by_step else L
     arguments |= dict(
         grad=grad, grad_b=grad.stride(0), grad_s=grad.stride(1), grad_k=_route_stride(grad, 2),
         segments=segments, segment_steps=grid.segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
-        BLOCK=blocks.channels, TURN=blocks.turn, WALK=grid.walk, CHUNK=chunk, num_warps=blocks.warps,
-        GRAD_BY_STEP=scan.out == "step", DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
+        BLOCK=blocks.channels, TURN=blocks.turn, WALK=grid.walk, SPAN=grid.span, CHUNK=chunk,
+        num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step", DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
         WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
         # a gradient may lie outside float16's range
         GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32)
@@ -189,23 +189,28 @@ def _precision(scan: Scan) -> str:
 class Grid(NamedTuple):
     programs: int
     walk: int  # routes of one program
+    span: int  # blocks of channels of one program
     segments: int  # parts that a sequence is split into
     segment_steps: int
 
 
-def _grid(scan: Scan, blocks: config.Blocks, walk: bool) -> Grid:
-    """How the scan is divided among programs; with `walk` several routes may share one."""
-    programs = scan.batch * scan.routes * -(-scan.channels // blocks.channels)
+def _grid(scan: Scan, blocks: config.Blocks, walk: bool, span: bool = False) -> Grid:
+    """How the scan is divided among programs; one may have several routes with `walk`, several blocks with `span`."""
+    count = -(-scan.channels // blocks.channels)
+    programs = scan.batch * scan.routes * count
     multiprocessors = config.multiprocessors(scan.u.device)
     segments = config.segments(programs, blocks.warps, scan.steps, multiprocessors)
     unit = max(blocks.turn, config.chunk(scan.states))
     segment_steps = -(-scan.steps // (segments * unit)) * unit
     segments = -(-scan.steps // segment_steps)
-    routes = 1
+    routes = spanned = 1
     if walk and segments == 1:  # segments would meet other routes' at tokens of both
-        routes = config.routes_per_program(
-            scan.routes, scan.channels, programs, blocks.warps, multiprocessors)
-    return Grid(programs * segments // routes, routes, segments, segment_steps)
+        routes = config.routes_per_program(scan.routes, scan.channels, programs, blocks.warps, multiprocessors)
+    if span:
+        rank = 0 if scan.dt_weight is None else scan.dt_weight.shape[2]
+        spanned = config.blocks_per_program(
+            count, scan.states, rank, programs * segments, blocks.warps, multiprocessors)
+    return Grid(programs * segments // (routes * spanned), routes, spanned, segments, segment_steps)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -13,17 +13,18 @@ def selective_scan_bwd_kernel(
         grad_b, grad_s, grad_k, u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k,
         C_b, C_s, C_k, D_k, routes, steps, segments, segment_steps, chunks, du_rows, rows,
         CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
-        BLOCK: tl.constexpr, TURN: tl.constexpr, WALK: tl.constexpr, CHUNK: tl.constexpr, GRAD_BY_STEP: tl.constexpr,
-        U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr, DX_BY_STEP: tl.constexpr,
-        PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr, PRECISION: tl.constexpr,
-        GRADIENT_DTYPE: tl.constexpr):
+        BLOCK: tl.constexpr, TURN: tl.constexpr, WALK: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
+        GRAD_BY_STEP: tl.constexpr, U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr,
+        DX_BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr,
+        PRECISION: tl.constexpr, GRADIENT_DTYPE: tl.constexpr):
     """Walk the turns of a segment from its last to its first.
 
-    A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u.
+    A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u; or, with
+    several states, SPAN blocks of channels, and adds up what is summed over channels.
     Written per group of routes: du (b, du_rows, K / WALK, CHANNELS);
     per route: dz (b, rows, K, CHANNELS), the gradient of the raw step size;
-    per segment: dA, dD, dbias (b, K, segments, ...); per route and channel block, shares (b, rows, K, blocks, ...) of
-    what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
+    per segment: dA, dD, dbias (b, K, segments, ...); per route and SPAN blocks, shares (b, rows, K, blocks / SPAN, ...)
+    of what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
     `dweight` (per segment, for turns of eight steps) dz is not written.
     With `ends`, the first pass over a split sequence, only what a segment, begun from zero, hands to the one before.
     `scratch` holds the states at the turns' starts within one chunk, where a chunk has several turns.
@@ -33,12 +34,10 @@ def selective_scan_bwd_kernel(
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
-    block = pid // groups % blocks
-    segment = pid // (groups * blocks) % segments
-    image = (pid // (groups * blocks) // segments).to(tl.int64)
-    channel = block * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < CHANNELS
-    mask = None if CHANNELS % BLOCK == 0 else inside
+    spans: tl.constexpr = blocks // SPAN
+    span = pid // groups % spans
+    segment = pid // (groups * spans) % segments
+    image = (pid // (groups * spans) // segments).to(tl.int64)
     n = tl.arange(0, STATES)
 
     grad += image * grad_b
@@ -48,7 +47,7 @@ def selective_scan_bwd_kernel(
     if C is not None:
         C += image * C_b
     if ends is None:
-        du += (image * du_rows * groups + group) * CHANNELS + channel
+        du += (image * du_rows * groups + group) * CHANNELS
         if CHUNK > TURN:
             scratch += pid.to(tl.int64) * (CHUNK // TURN) * BLOCK * STATES
             if N == 1:
@@ -56,8 +55,11 @@ def selective_scan_bwd_kernel(
             else:
                 scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
 
-    for walked in tl.range(0, WALK, disable_licm=True):  # hoisting out of it would spill registers
-        route = group * WALK + walked
+    for walked in tl.range(0, WALK * SPAN, disable_licm=True):  # hoisting out of it would spill registers
+        route = group * WALK + walked // SPAN
+        channel = (span * SPAN + walked % SPAN) * BLOCK + tl.arange(0, BLOCK)
+        inside = channel < CHANNELS
+        mask = None if CHANNELS % BLOCK == 0 else inside
         scan = image * routes + route
         per_scan = scan * segments + segment
 
@@ -108,7 +110,8 @@ def selective_scan_bwd_kernel(
         d_sum = tl.zeros((BLOCK, ), tl.float32)
         bias_sum = tl.zeros((BLOCK, ), tl.float32)
         if ends is None:
-            shares_at = shares + ((image * rows * routes + route) * blocks + block) * SHARES + n_at
+            du_lanes = du + channel
+            shares_at = shares + ((image * rows * routes + route) * spans + span) * SHARES + n_at
             if dweight is None:
                 dz_at = dz + (image * rows * routes + route) * CHANNELS + channel
             else:
@@ -149,8 +152,8 @@ def selective_scan_bwd_kernel(
                 x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
                 b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
                 if WALK > 1:  # sums of the routes walked before
-                    earlier = load_rows(du, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP,
-                                        PADDED, WIDE)
+                    earlier = load_rows(du_lanes, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0),
+                                        DU_BY_STEP, PADDED, WIDE)
                 # the state before the turn
                 c0 = t0 // CHUNK * CHUNK
                 saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
@@ -192,10 +195,14 @@ def selective_scan_bwd_kernel(
                     b_i = b[i].to(tl.float32)
                     if C is not None:
                         c_i = c[i].to(tl.float32)
-                    share = shares_at + row_offset(tokens[i], t, routes * blocks * SHARES, DX_BY_STEP, WIDE)
+                    share = shares_at + row_offset(tokens[i], t, routes * spans * SHARES, DX_BY_STEP, WIDE)
                     share_mask = live if BY_STEP else known
                     if N > 1:
                         share_mask = share_mask & (n < N)
+                        if SPAN > 1:  # sums of the blocks walked before
+                            earlier_mask = share_mask & (walked > 0)
+                            earlier_B = tl.load(share, mask=earlier_mask, other=0.0)
+                            earlier_C = tl.load(share + N, mask=earlier_mask, other=0.0)
                     if N == 1:
                         decay = tl.exp2(l[i] * a)
                         kept = decay * before[i]  # a h_prev
@@ -214,9 +221,14 @@ def selective_scan_bwd_kernel(
                         kept = decay * before[i]
                         g = dy_i[:, None] * c_i[None, :] + s
                         h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
-                        tl.store(share + N, tl.sum(h * dy_i[:, None], 0), mask=share_mask)
+                        share_C = tl.sum(h * dy_i[:, None], 0)
                         q = tl.sum(g * b_i[None, :], 1)
-                        tl.store(share, tl.sum(g * (step_delta * x_i)[:, None], 0), mask=share_mask)
+                        share_B = tl.sum(g * (step_delta * x_i)[:, None], 0)
+                        if SPAN > 1:
+                            share_B += earlier_B
+                            share_C += earlier_C
+                        tl.store(share + N, share_C, mask=share_mask)
+                        tl.store(share, share_B, mask=share_mask)
                         gk = g * kept
                         ddelta = tl.sum(gk * a, 1) + x_i * q
                         a_sum += gk * step_delta[:, None]
@@ -227,7 +239,7 @@ def selective_scan_bwd_kernel(
                         d_sum += dy_i * x_i
                     if WALK > 1:
                         dx += earlier[i].to(tl.float32)
-                    tl.store(du + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE), dx,
+                    tl.store(du_lanes + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE), dx,
                              mask=inside & (live if U_BY_STEP else known))
                     # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second needs no z but cancels where l is small
                     slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
@@ -250,7 +262,7 @@ def selective_scan_bwd_kernel(
                     written = (tl.arange(0, 16) < TURN) & (t < steps)
                     if PADDED and not BY_STEP:
                         written = written & (token >= 0)
-                    at = row_offset(token, t, routes * blocks * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
+                    at = row_offset(token, t, routes * spans * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
                     tl.store(shares_at + SHARES - RANK + at, d_ranks, mask=(r < RANK)[:, None] & written[None, :])
 
         if ends is not None:
@@ -265,5 +277,5 @@ def selective_scan_bwd_kernel(
                          mask=inside[:, None] & (r < RANK)[None, :])
             if bias is not None:
                 tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
-        if WALK > 1:
-            tl.debug_barrier()  # the next route reads what this one wrote
+        if WALK * SPAN > 1:
+            tl.debug_barrier()  # the next walk reads what this one wrote
