@@ -46,7 +46,7 @@ openmmlab: $(VENV)/.openmmlab
 
 # mmcv has no ready-made package with operators. pip keeps what it compiles, so that another environment need not wait.
 $(VENV)/.openmmlab-compiled: $(VENV)/.installed
-	@echo "mmcv's operators are compiled once, which takes about nine minutes on two cores"
+	@echo "mmcv's operators are compiled once, which takes ten to fifteen minutes on two cores"
 	$(PIP) install -c constraints.txt "setuptools>=77,<81" wheel ninja psutil
 	rm -f $(VENV)/.openmmlab
 	$(PIP) uninstall -y mmcv-lite
