@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import is_fast_norm, set_fast_norm
 
 from visionssm.engine import train as train_command
 
@@ -78,10 +79,12 @@ def run(image_folder, tmp_path):
 
 @pytest.fixture(autouse=True)
 def unchanged_global_state():
-    """Leave the generators and the log handlers as they were."""
+    """Leave the generators, the log handlers and timm's fast norms as they were."""
     handlers = list(logging.getLogger().handlers)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    fast_norm = is_fast_norm()
     yield
+    set_fast_norm(fast_norm)
     logging.getLogger().handlers[:] = handlers
     random.setstate(states[0])
     np.random.set_state(states[1])

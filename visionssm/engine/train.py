@@ -77,8 +77,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: distrib
     names = class_names(train_data)
     args.num_classes = count_classes(args.num_classes, names)
 
-    if args.fast_norm:
-        set_fast_norm()
+    set_fast_norm(args.fast_norm)
     seed_everything(args.seed, "weights")
     model = building.create_training_model(args, args.num_classes)
     if args.initial_checkpoint:
