@@ -125,7 +125,7 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
              and set(name.split(".")) & _HEADS and module.num_classes != len(classes)}
     if wrong:
         found = ", ".join(f"{name}.num_classes={number}" for name, number in wrong.items())
-        raise ValueError(f"the data set has {len(classes)} classes, but the model {found}; write "
+        raise ValueError(f"the data set has {len(classes)} classes, but the model has {found}; write "
                          f"num_classes={len(classes)}")
 
 
