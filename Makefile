@@ -92,6 +92,7 @@ demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint $(VENV)/.openmmlab-compiled

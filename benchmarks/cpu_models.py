@@ -7,6 +7,7 @@ Inference at each model's published input size, random weights. Medians; models 
 disturbance of the machine hits all of them. Ratios are to the first model of `--against`; the last column divides by
 the ratio of multiply-adds too, so it tells how long one of them takes.
 """
+
 import argparse
 import os
 import platform
@@ -24,8 +25,15 @@ import visionssm
 from visionssm.analysis.flops import count
 
 # the smallest published variant of every family that is registered
-SMALLEST = ("vmamba_tiny_s1l8", "vanilla_vmamba_tiny", "vim_tiny", "localvim_tiny", "localvmamba_tiny", "plainmamba_l1",
-            "groupmamba_tiny")
+SMALLEST = (
+    "vmamba_tiny_s1l8",
+    "vanilla_vmamba_tiny",
+    "vim_tiny",
+    "localvim_tiny",
+    "localvmamba_tiny",
+    "plainmamba_l1",
+    "groupmamba_tiny",
+)
 AGAINST = ("convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mambaout_tiny")
 
 
@@ -46,8 +54,10 @@ def measure(names: list[str], batches: list[int], threads: list[int], repeats: i
     """Rows of a Markdown table."""
     models = {name: timm.create_model(name).eval() for name in names}
     costs = {name: count(timm.create_model(name, device="meta"), get_pretrained_cfg(name).input_size) for name in names}
-    lines = ["| model | parameters | GMACs | threads | batch | ms per image | ratio | ratio per multiply-add |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | parameters | GMACs | threads | batch | ms per image | ratio | ratio per multiply-add |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for pinned in threads:
         torch.set_num_threads(pinned)
         for batch in batches:
@@ -60,7 +70,8 @@ def measure(names: list[str], batches: list[int], threads: list[int], repeats: i
                 per_mac = ratio * costs[base].multiply_adds / cost.multiply_adds
                 lines.append(
                     f"| {name} | {cost.parameters / 1e6:.1f}M | {cost.multiply_adds / 1e9:.2f} | {pinned} | {batch} "
-                    f"| {1e3 * times[name] / batch:.1f} | {ratio:.2f} | {per_mac:.2f} |")
+                    f"| {1e3 * times[name] / batch:.1f} | {ratio:.2f} | {per_mac:.2f} |"
+                )
                 print(lines[-1], flush=True)
     return lines
 
@@ -68,10 +79,12 @@ def measure(names: list[str], batches: list[int], threads: list[int], repeats: i
 def write(path: Path, lines: list[str]) -> None:
     """Write a table atomically, with what it was measured on."""
     head = [
-        "# Models on a CPU", "",
+        "# Models on a CPU",
+        "",
         f"Written by `python benchmarks/{Path(__file__).name} {' '.join(sys.argv[1:])}`".rstrip(" `") + "`"
         f" on {date.today()}: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}.", "",
+        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}.",
+        "",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -7,6 +7,7 @@ Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels)
 disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over a call in
 a fresh process, in tensors of steps x routes x channels x states.
 """
+
 import argparse
 import json
 import os
@@ -43,8 +44,15 @@ def make_inputs(name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
         return torch.randn(shape, generator=g)
 
     A = -torch.arange(1, n + 1.0).expand(k, d, n).contiguous()
-    return [normal(b, L, d), normal(b, L, k, d), A, normal(b, L, k, n), normal(b, L, k, n), torch.ones(k, d),
-            normal(k, d) - 4], order
+    return [
+        normal(b, L, d),
+        normal(b, L, k, d),
+        A,
+        normal(b, L, k, n),
+        normal(b, L, k, n),
+        torch.ones(k, d),
+        normal(k, d) - 4,
+    ], order
 
 
 def step_loop(u, delta, A, B, C, D, delta_bias, order):
@@ -142,12 +150,15 @@ def main() -> None:
         return
 
     lines = [
-        "# The portable scan on a CPU", "",
+        "# The portable scan on a CPU",
+        "",
         f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}; `python benchmarks/cpu_scan.py`. Milliseconds, medians.", "",
+        f"torch {torch.__version__}; `python benchmarks/cpu_scan.py`. Milliseconds, medians.",
+        "",
         "| shape (batch, tokens, routes x channels, states) | threads | cumsum | forward | forward / cumsum "
         "| step loop | loop / forward | forward + backward | autograd through the loop | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|"]
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for name in SHAPES:
         for threads in args.threads:
             r = measure(name, threads, args.repeats)
@@ -157,10 +168,16 @@ def main() -> None:
                 f"| {name} ({b}, {height * width}, {k} x {d}, {n}) | {threads} | {r['cumsum']:.2f} "
                 f"| {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} "
                 f"| {r['loop'] / r['forward']:.1f} | {r['both']:.1f} | {r['loop_both']:.1f} "
-                f"| {r['loop_both'] / r['both']:.1f} |")
+                f"| {r['loop_both'] / r['both']:.1f} |"
+            )
             print(lines[-1], flush=True)
-    lines += ["", "Peak extra memory of one call, in tensors of steps x routes x channels x states (float32):", "",
-              "| shape | forward | forward + backward |", "|---|---|---|"]
+    lines += [
+        "",
+        "Peak extra memory of one call, in tensors of steps x routes x channels x states (float32):",
+        "",
+        "| shape | forward | forward + backward |",
+        "|---|---|---|",
+    ]
     for name in SHAPES:
         peaks = []
         for extra in ([], ["--gradients"]):

@@ -1,4 +1,5 @@
 """What the GPU benchmarks share: times, rates of the card, a description of it, results on disk."""
+
 import json
 import os
 import statistics
@@ -61,7 +62,7 @@ def exponential_rate() -> float:
     """Exponentials per second of a kernel that does little else."""
     programs, rounds, block = 132 * 64, 1024, 512
     out = torch.empty(programs * block, device="cuda")
-    ms = milliseconds([lambda: exp2_kernel[(programs, )](out, rounds, block, num_warps=4)])
+    ms = milliseconds([lambda: exp2_kernel[(programs,)](out, rounds, block, num_warps=4)])
     return programs * block * rounds / (ms * 1e-3)
 
 
@@ -69,10 +70,16 @@ def environment() -> dict:
     """Hardware, versions and settings that a number depends on."""
     device = torch.cuda.get_device_properties(0)
     return {
-        "date": date.today().isoformat(), "command": "python " + " ".join(sys.argv), "gpu": device.name,
-        "memory_gib": round(device.total_memory / 2**30, 1), "multiprocessors": device.multi_processor_count,
-        "torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda,
-        "tf32": torch.backends.cuda.matmul.allow_tf32, "driver": _driver(),
+        "date": date.today().isoformat(),
+        "command": "python " + " ".join(sys.argv),
+        "gpu": device.name,
+        "memory_gib": round(device.total_memory / 2**30, 1),
+        "multiprocessors": device.multi_processor_count,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "cuda": torch.version.cuda,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "driver": _driver(),
     }
 
 
@@ -87,8 +94,16 @@ def _driver() -> str:
 def write_results(folder: Path, name: str, title: str, env: dict, results: list[dict], columns: list[str]) -> None:
     """`name`.json and `name`.md: the environment, then one row per result."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"# {title}", "", ", ".join(f"{k} {v}" for k, v in env.items() if k != "command"), "",
-             f"Written by `{env['command']}`.", "", markdown(results, columns), ""]
+    lines = [
+        f"# {title}",
+        "",
+        ", ".join(f"{k} {v}" for k, v in env.items() if k != "command"),
+        "",
+        f"Written by `{env['command']}`.",
+        "",
+        markdown(results, columns),
+        "",
+    ]
     _write(folder / f"{name}.json", json.dumps({"environment": env, "results": results}, indent=1) + "\n")
     _write(folder / f"{name}.md", "\n".join(lines))
 

@@ -8,6 +8,7 @@ With --vmamba-repo, a checkout of VMamba whose scan extension is installed, its 
 With --compile every model is compiled, with --graph every inference pass is replayed from a CUDA graph. The second part
 takes features of 1248 x 1248 images (Vim's claim against DeiT), DeiT with and without fused attention.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -18,9 +19,20 @@ from gpu_measure import environment, markdown, milliseconds, peak_bytes, write_r
 
 import visionssm
 
-MODELS = ("vmamba_tiny_s1l8", "vmamba_tiny_s2l5", "vim_tiny", "vim_small", "localvmamba_tiny", "plainmamba_l1",
-          "groupmamba_tiny", "deit_tiny_patch16_224", "deit_small_patch16_224", "swin_tiny_patch4_window7_224",
-          "convnext_tiny", "mambaout_tiny")
+MODELS = (
+    "vmamba_tiny_s1l8",
+    "vmamba_tiny_s2l5",
+    "vim_tiny",
+    "vim_small",
+    "localvmamba_tiny",
+    "plainmamba_l1",
+    "groupmamba_tiny",
+    "deit_tiny_patch16_224",
+    "deit_small_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "convnext_tiny",
+    "mambaout_tiny",
+)
 LARGE = ("vim_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224 without fused attention")
 THEIRS = "VMamba's own vmamba_tiny_s1l8"
 COLUMNS = ["model", "image", "batch", "images_per_s", "inference_mib", "training_images_per_s", "training_mib", "error"]
@@ -32,9 +44,21 @@ def original(repository: Path) -> torch.nn.Module:
     import vmamba
 
     return vmamba.VSSM(
-        depths=[2, 2, 8, 2], dims=96, drop_path_rate=0.2, ssm_d_state=1, ssm_ratio=1.0, ssm_dt_rank="auto",
-        ssm_conv=3, ssm_conv_bias=False, ssm_init="v0", forward_type="v05_noz", mlp_ratio=4.0, norm_layer="ln2d",
-        downsample_version="v3", patchembed_version="v2").cuda()
+        depths=[2, 2, 8, 2],
+        dims=96,
+        drop_path_rate=0.2,
+        ssm_d_state=1,
+        ssm_ratio=1.0,
+        ssm_dt_rank="auto",
+        ssm_conv=3,
+        ssm_conv_bias=False,
+        ssm_init="v0",
+        forward_type="v05_noz",
+        mlp_ratio=4.0,
+        norm_layer="ln2d",
+        downsample_version="v3",
+        patchembed_version="v2",
+    ).cuda()
 
 
 def create(name: str, image: int, args) -> torch.nn.Module:
@@ -95,6 +119,7 @@ def training_call(model, x, dtype):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
     return call
 
 

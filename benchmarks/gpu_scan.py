@@ -14,6 +14,7 @@ Peers, timed in the same run: this package's portable implementation; the CUDA s
 imported, on routes reordered and steps expanded by PyTorch as its users do; with --vmamba-repo, a checkout of VMamba
 whose scan extension is installed, its SS2D core of forward type v05_noz, output norm included.
 """
+
 import argparse
 import sys
 from contextlib import contextmanager
@@ -29,8 +30,18 @@ from visionssm.ops import selective_scan
 from visionssm.ops.selective_scan.triton import config
 
 LEAVES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight")
-COLUMNS = ["shape", "batch", "what", "forward_ms", "of_floor", "training_ms", "bytes_floor_ms", "exponentials_floor_ms",
-           "extra_mib", "error"]
+COLUMNS = [
+    "shape",
+    "batch",
+    "what",
+    "forward_ms",
+    "of_floor",
+    "training_ms",
+    "bytes_floor_ms",
+    "exponentials_floor_ms",
+    "extra_mib",
+    "error",
+]
 SETS = 3  # input sets, so that no call finds its inputs in the L2 cache
 
 
@@ -52,8 +63,11 @@ def floors(shape: ScanShape, batch: int, element: int, bandwidth: float, rate: f
     K, T = order.shape
     rows = T if shape.by_step else shape.tokens
     inner = batch * shape.tokens * shape.channels
-    bytes_moved = element * (inner * (K if shape.own_input else 1) + inner
-                             + batch * rows * K * ((shape.rank or shape.channels) + 2 * shape.states))
+    bytes_moved = element * (
+        inner * (K if shape.own_input else 1)
+        + inner
+        + batch * rows * K * ((shape.rank or shape.channels) + 2 * shape.states)
+    )
     special = batch * T * K * shape.channels * (shape.states + 2)
     return bytes_moved / bandwidth * 1e3, special / rate * 1e3
 
@@ -64,20 +78,27 @@ def training_call(function, leaves: list[Tensor]):
 
     def call():
         return torch.autograd.grad(function(), leaves, weight)
+
     return call
 
 
 def measure(what: str, functions: list, leaves: list[list[Tensor]]) -> dict:
     """Times and memory of the same function on several input sets."""
+
     def inference(function):
         def call():
             with torch.no_grad():
                 return function()
+
         return call
 
     training = [training_call(f, x) for f, x in zip(functions, leaves, strict=True)]
-    return {"what": what, "forward_ms": milliseconds([inference(f) for f in functions]),
-            "training_ms": milliseconds(training), "extra_mib": peak_bytes(training[0]) / 2**20}
+    return {
+        "what": what,
+        "forward_ms": milliseconds([inference(f) for f in functions]),
+        "training_ms": milliseconds(training),
+        "extra_mib": peak_bytes(training[0]) / 2**20,
+    }
 
 
 def our_scan(shape: ScanShape, dtype, batch: int, seed: int, backend: str):
@@ -98,8 +119,18 @@ def our_mixer(shape: ScanShape, dtype, batch: int, seed: int):
 
     def function():
         delta, B, C = F.linear(u, weight).unflatten(-1, (K, width)).split([rank, n, n], -1)
-        return selective_scan(u, delta, parameters["A"], B, C, parameters["D"], parameters["delta_bias"],
-                              dt_weight=parameters["dt_weight"], order=inputs["order"])
+        return selective_scan(
+            u,
+            delta,
+            parameters["A"],
+            B,
+            C,
+            parameters["D"],
+            parameters["delta_bias"],
+            dt_weight=parameters["dt_weight"],
+            order=inputs["order"],
+        )
+
     return function, [u, weight, *parameters.values()]
 
 
@@ -125,8 +156,12 @@ def mamba_ssm_scan(shape: ScanShape, dtype, batch: int, seed: int, scan_only: bo
         delta = by_route(rows_delta)
         if weight is not None:
             delta = torch.einsum("bkrt,kdr->bkdt", delta, weight.to(dtype))
-        return (by_route(u).reshape(batch, K * d, T), delta.reshape(batch, K * d, T), by_route(B).contiguous(),
-                by_route(C).contiguous())
+        return (
+            by_route(u).reshape(batch, K * d, T),
+            delta.reshape(batch, K * d, T),
+            by_route(B).contiguous(),
+            by_route(C).contiguous(),
+        )
 
     def scan(x, delta, B, C):
         return selective_scan_fn(x, delta, A, B, C, D, None, bias, True)
@@ -139,6 +174,7 @@ def mamba_ssm_scan(shape: ScanShape, dtype, batch: int, seed: int, scan_only: bo
     def function():
         y = scan(*prepare()).view(batch, K, d, T)
         return y.gather(3, inverse[None, :, None].expand(batch, K, d, T)).sum(1).transpose(1, 2)
+
     return function, leaves
 
 
@@ -147,13 +183,20 @@ def vmamba_core(shape: ScanShape, dtype, batch: int, repository: Path):
     sys.path.insert(0, str(repository / "classification" / "models"))
     import vmamba
 
-    module = vmamba.SS2D(d_model=shape.channels, d_state=shape.states, ssm_ratio=1.0, dt_rank=shape.rank,
-                         forward_type="v05_noz", channel_first=True).cuda()
+    module = vmamba.SS2D(
+        d_model=shape.channels,
+        d_state=shape.states,
+        ssm_ratio=1.0,
+        dt_rank=shape.rank,
+        forward_type="v05_noz",
+        channel_first=True,
+    ).cuda()
     x = torch.randn(batch, shape.channels, shape.height, shape.width, device="cuda", dtype=dtype, requires_grad=True)
 
     def function():
         with torch.autocast("cuda", dtype):
             return module.forward_core(x)
+
     return function, [x, *(p for p in module.parameters() if p.requires_grad and _used(p, function))]
 
 
@@ -166,8 +209,11 @@ def error(shape: ScanShape, dtype) -> float:
     inputs = make_inputs(shape, dtype, "cuda", batch=2)
     results = []
     for backend in ("triton", "portable"):
-        leaves = {n: inputs[n].to(torch.float64 if backend == "portable" else inputs[n].dtype).detach().requires_grad_()
-                  for n in LEAVES if n in inputs}
+        leaves = {
+            n: inputs[n].to(torch.float64 if backend == "portable" else inputs[n].dtype).detach().requires_grad_()
+            for n in LEAVES
+            if n in inputs
+        }
         y = selective_scan(**leaves, **{n: x for n, x in inputs.items() if n not in leaves}, backend=backend)
         weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
         results.append([y.detach(), *torch.autograd.grad(y, list(leaves.values()), weight)])
@@ -233,18 +279,26 @@ def main() -> None:
         sys.exit("gpu_scan.py needs a CUDA GPU; without one, benchmarks/kernel_resources.py compiles the kernels")
     try:
         import mamba_ssm.ops.selective_scan_interface  # noqa: F401
+
         args.mamba_ssm = True
     except ImportError as reason:
         args.mamba_ssm = False
         print(f"mamba_ssm is left out: {reason}")
     dtype = getattr(torch, args.dtype)
     env, bandwidth, rate = environment(), copy_bandwidth(), exponential_rate()
-    env |= {"dtype": args.dtype, "copy_bandwidth_tb_per_s": round(bandwidth / 1e12, 3),
-            "exponentials_per_ns": round(rate / 1e9, 1)}
+    env |= {
+        "dtype": args.dtype,
+        "copy_bandwidth_tb_per_s": round(bandwidth / 1e12, 3),
+        "exponentials_per_ns": round(rate / 1e9, 1),
+    }
     print(env)
     print(markdown([], COLUMNS))
-    results = [row for shape in MODEL_SHAPES if any(part in shape.name for part in args.shapes)
-               for row in run(shape, dtype, args, bandwidth, rate)]
+    results = [
+        row
+        for shape in MODEL_SHAPES
+        if any(part in shape.name for part in args.shapes)
+        for row in run(shape, dtype, args, bandwidth, rate)
+    ]
     if args.output:
         write_results(args.output, "gpu_scan", "The scan on a GPU", env, results, COLUMNS)
 

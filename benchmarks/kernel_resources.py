@@ -7,6 +7,7 @@ special-function instructions (MUFU) of every kernel that a model's shape launch
 output in float32, as the models ask for, and in the inputs' dtype. Fails if a kernel does not compile for an NVIDIA
 target, or spills registers there. Nothing is run and nothing is timed.
 """
+
 import argparse
 import json
 import re
@@ -30,11 +31,21 @@ from triton.compiler import ASTSource
 from visionssm.ops.selective_scan import contract
 from visionssm.ops.selective_scan.triton import config, launch
 
-TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_80": GPUTarget("cuda", 80, 32),
-           "gfx942": GPUTarget("hip", "gfx942", 64)}
-KERNELS = {name: getattr(launch, name) for name in (
-    "selective_scan_fwd_kernel", "selective_scan_bwd_kernel", "join_segments_kernel", "merge_routes_kernel",
-    "gather_sum_kernel")}
+TARGETS = {
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+KERNELS = {
+    name: getattr(launch, name)
+    for name in (
+        "selective_scan_fwd_kernel",
+        "selective_scan_bwd_kernel",
+        "join_segments_kernel",
+        "merge_routes_kernel",
+        "gather_sum_kernel",
+    )
+}
 MULTIPROCESSORS = 132  # of the GPU that launches are planned for, an H100 or H200
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 _TOOLS = Path(nvidia.__file__).parent / "bin"
@@ -52,6 +63,7 @@ class Recorder:
             options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
             named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
             self.launches.append((self.name, specialise(kernel, named), options))
+
         return launch_kernel
 
 
@@ -60,8 +72,11 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict]:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (
-                isinstance(value, int) and value == 1 and not parameter.do_not_specialize):
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (isinstance(value, int) and value == 1 and not parameter.do_not_specialize)
+        ):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
@@ -69,10 +84,10 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict]:
             signature[parameter.name] = _TYPES[value.dtype]
             aligned = value.storage_offset() * value.element_size() % 16 == 0
         else:
-            signature[parameter.name] = "i32" if -2**31 <= value < 2**31 else "i64"
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned = value % 16 == 0 and not parameter.do_not_specialize
         if aligned:
-            attributes[(i, )] = [["tt.divisibility", 16]]
+            attributes[(i,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
 
@@ -81,15 +96,20 @@ def record(shape: ScanShape, dtype: torch.dtype, out_dtype: torch.dtype, parts: 
     launches: list = []
     inputs = make_inputs(shape, dtype, batch=1)
     arguments = [inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight", "order")]
-    scan = contract.canonical(*arguments, inputs.get("num_tokens"), inputs.get("u_index", "token"),
-                              inputs.get("index", "token"), "sum", out_dtype)
+    scan = contract.canonical(
+        *arguments,
+        inputs.get("num_tokens"),
+        inputs.get("u_index", "token"),
+        inputs.get("index", "token"),
+        "sum",
+        out_dtype,
+    )
     segments, walk, logarithm = config.segments, config._walk, launch._logarithm
     try:
         for name in KERNELS:
             setattr(launch, name, Recorder(name, launches))
         config.segments = lambda *_: parts
-        config._walk = lambda count, programs, warps, _: walk(
-            count, programs * shape.batch, warps, MULTIPROCESSORS)
+        config._walk = lambda count, programs, warps, _: walk(count, programs * shape.batch, warps, MULTIPROCESSORS)
         # the inputs lie on a CPU, the code is for a GPU
         launch._logarithm = lambda s: "ptx" if logarithm(s) == "log2" else logarithm(s)
         launch.forward(scan, save=False)
@@ -123,8 +143,13 @@ def nvidia_usage(compiled) -> dict:
         sass = _output(_TOOLS / "nvdisasm", "-c", file.name)
     found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     code = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass))
-    return {"registers": found["REG"], "spill": found["STACK"] + found["LOCAL"],
-            "instructions": code.total() - code["NOP"], "mufu": code["MUFU"], "shuffles": code["SHFL"]}
+    return {
+        "registers": found["REG"],
+        "spill": found["STACK"] + found["LOCAL"],
+        "instructions": code.total() - code["NOP"],
+        "mufu": code["MUFU"],
+        "shuffles": code["SHFL"],
+    }
 
 
 def _output(*command) -> str:
@@ -137,11 +162,13 @@ def amd_usage(compiled) -> dict:
     def value(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
 
-    return {"registers": value("vgpr_count"),
-            "spill": 4 * value("vgpr_spill_count") + value("private_segment_fixed_size"),
-            "instructions": len(re.findall(r"^\s+[vsdg][a-z]*_\w+", text, re.M)),
-            "mufu": len(re.findall(r"^\s+v_(?:exp|log|rcp|sqrt|rsq)_f32", text, re.M)),
-            "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M))}
+    return {
+        "registers": value("vgpr_count"),
+        "spill": 4 * value("vgpr_spill_count") + value("private_segment_fixed_size"),
+        "instructions": len(re.findall(r"^\s+[vsdg][a-z]*_\w+", text, re.M)),
+        "mufu": len(re.findall(r"^\s+v_(?:exp|log|rcp|sqrt|rsq)_f32", text, re.M)),
+        "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M)),
+    }
 
 
 class Compiler:
@@ -173,8 +200,11 @@ def describe(name: str, constants: dict) -> str:
         task = "" if "states" in constants else " saving states"
     else:
         task = ""
-    walks = "".join(f", {constants[key]} {what}" for key, what in (("WALK", "routes"), ("SPAN", "blocks"))
-                    if constants.get(key, 1) > 1)
+    walks = "".join(
+        f", {constants[key]} {what}"
+        for key, what in (("WALK", "routes"), ("SPAN", "blocks"))
+        if constants.get(key, 1) > 1
+    )
     return f"{label}{task} {constants['BLOCK']} x {constants['TURN']}{walks}"
 
 
@@ -209,15 +239,21 @@ def main() -> None:
                     if repr(job) in seen:
                         continue
                     seen.add(repr(job))
-                    label = dict(shape=shape.name, dtype=f"{dtype} to {out}", target=target,
-                                 kernel=describe(name, specialisation[1]))
+                    label = dict(
+                        shape=shape.name,
+                        dtype=f"{dtype} to {out}",
+                        target=target,
+                        kernel=describe(name, specialisation[1]),
+                    )
                     results.append(label | compiler(*job))
                     print(table(results[-1:]).splitlines()[-1], flush=True)
     if args.output:
         write(args.output, results, sys.argv)
-    failures = [f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
-                for r in results if r["target"].startswith("sm_")
-                and r.get("spill") != 0]
+    failures = [
+        f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
+        for r in results
+        if r["target"].startswith("sm_") and r.get("spill") != 0
+    ]
     if failures:
         sys.exit("FAILED\n" + "\n".join(failures))
 
@@ -230,7 +266,8 @@ def write(folder: Path, results: list[dict], argv: list[str]) -> None:
         "# What the scan's kernels use\n\n"
         f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}).\n"
         "Compiled ahead of time; nothing was run or timed. A kernel shared by several shapes is listed at the first.\n"
-        "Registers are per thread, shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n")
+        "Registers are per thread, shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The shapes that models give the scan: the one list that every benchmark of the scan reads."""
+
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ class ScanShape(NamedTuple):
 
 
 VMAMBA_TINY = tuple(
-    ScanShape(f"VMamba-T stage {i + 1}", 56 >> i, 56 >> i, 96 << i, 1, 6 << i, "cross") for i in range(4))
+    ScanShape(f"VMamba-T stage {i + 1}", 56 >> i, 56 >> i, 96 << i, 1, 6 << i, "cross") for i in range(4)
+)
 
 MODEL_SHAPES = (
     *VMAMBA_TINY,
@@ -40,8 +42,18 @@ MODEL_SHAPES = (
     ScanShape("VMamba-T detection stage 1", 200, 334, 96, 1, 6, "cross", batch=2),
     ScanShape("vanilla VMamba-T stage 1", 56, 56, 192, 16, 6, "cross"),
     ScanShape("vanilla VMamba-T stage 4", 7, 7, 1536, 16, 48, "cross"),
-    ScanShape("LocalVim-S", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip", own_input=True, by_step=True,
-              u_by_step=True),
+    ScanShape(
+        "LocalVim-S",
+        14,
+        14,
+        768,
+        16,
+        24,
+        "raster+vertical+local7+local7_flip",
+        own_input=True,
+        by_step=True,
+        u_by_step=True,
+    ),
     ScanShape("LocalVMamba-T stage 3", 14, 14, 768, 16, 24, "raster+vertical+local7+local7_flip"),
     ScanShape("LocalVMamba-T stage 3, padded windows", 10, 10, 768, 16, 24, "raster+vertical+local7+local7_flip"),
     ScanShape("GroupMamba-T stage 1", 56, 56, 16, 1, 1, "cross", own_input=True),
@@ -52,8 +64,9 @@ MODEL_SHAPES = (
 )
 
 
-def make_inputs(shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch: int | None = None,
-                seed: int = 0) -> dict[str, Tensor]:
+def make_inputs(
+    shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch: int | None = None, seed: int = 0
+) -> dict[str, Tensor]:
     """Arguments of `selective_scan` with magnitudes as in an initialised model (steps between 0.001 and 0.1)."""
     generator = torch.Generator().manual_seed(seed)
     b, L, d, n = batch or shape.batch, shape.tokens, shape.channels, shape.states
@@ -70,9 +83,15 @@ def make_inputs(shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch
     delta, B, C = rows.split([rank, n, n], -1)
     step = torch.exp(torch.rand(K, d, generator=generator) * 4.6 - 6.9)
     inputs = dict(
-        u=normal(b, S if shape.u_by_step else L, *((K, ) if shape.own_input else ()), d).to(device, dtype), delta=delta,
-        A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device), B=B, C=C,
-        D=torch.ones(K, d, device=device), delta_bias=(step + torch.log(-torch.expm1(-step))).to(device), order=order)
+        u=normal(b, S if shape.u_by_step else L, *((K,) if shape.own_input else ()), d).to(device, dtype),
+        delta=delta,
+        A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device),
+        B=B,
+        C=C,
+        D=torch.ones(K, d, device=device),
+        delta_bias=(step + torch.log(-torch.expm1(-step))).to(device),
+        order=order,
+    )
     if shape.rank:
         inputs["dt_weight"] = (normal(K, d, rank) * rank**-0.5).to(device)
     if shape.by_step:

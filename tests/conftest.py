@@ -1,4 +1,5 @@
 """Settings of the whole test-suite."""
+
 import os
 
 import torch

@@ -10,6 +10,7 @@ Without arguments, all parts:
     faults   a training that is killed again and again
     digits   the pico variant of each family trained on handwritten digits
 """
+
 import argparse
 import platform
 import subprocess
@@ -24,10 +25,28 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "parity": ["tools/parity.py"],
-    "tests": ["-m", "pytest", "-n", "2", "-q", "-m", "not gpu", "--durations=15",
-              "-k", "not digits_recipes_reach and not twenty_kills"],
-    "timm": ["tests/timm_suite/run.py", "*vmamba*", "vim_*", "localvim_*", "test_*vim", "*plainmamba*", "*groupmamba*",
-             "--pytest-args=-n 2 --durations=10"],
+    "tests": [
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-q",
+        "-m",
+        "not gpu",
+        "--durations=15",
+        "-k",
+        "not digits_recipes_reach and not twenty_kills",
+    ],
+    "timm": [
+        "tests/timm_suite/run.py",
+        "*vmamba*",
+        "vim_*",
+        "localvim_*",
+        "test_*vim",
+        "*plainmamba*",
+        "*groupmamba*",
+        "--pytest-args=-n 2 --durations=10",
+    ],
     "faults": ["tests/engine/fault_run.py"],
     "digits": ["-m", "pytest", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
 }
@@ -48,11 +67,19 @@ def run(part: str) -> bool:
     revision = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(revision, cwd=ROOT, capture_output=True, text=True, check=False)
     report = [
-        f"# {part}: {'passed' if succeeded else 'FAILED'}", "",
+        f"# {part}: {'passed' if succeeded else 'FAILED'}",
+        "",
         f"{date.today()}, commit {commit.stdout.strip() or 'unknown'}, {time.monotonic() - start:.0f} s. "
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, "
         f"{platform.machine()}, no GPU.",
-        "", f"`{shown}`", "", "```", *lines, "```", ""]
+        "",
+        f"`{shown}`",
+        "",
+        "```",
+        *lines,
+        "```",
+        "",
+    ]
     folder = ROOT / "reports"
     folder.mkdir(exist_ok=True)
     (folder / f"{part}.md").write_text("\n".join(report))

@@ -1,4 +1,5 @@
 """What holds for the repository as a whole: one-way imports, safe loading, documents that agree with the code."""
+
 import ast
 import re
 import subprocess
@@ -32,7 +33,7 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[:len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (base, node.module) if part)
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
@@ -45,7 +46,7 @@ def part_of(name):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_imports_go_one_way(part):
-    allowed = set(PARTS[:PARTS.index(part) + 1])
+    allowed = set(PARTS[: PARTS.index(part) + 1])
     for path in (PACKAGE / part).rglob("*.py"):
         found = {part_of(name) for name in imported(path)} - {None}
         assert found <= allowed, f"{relative(path)} imports from {found - allowed}"
@@ -54,8 +55,11 @@ def test_imports_go_one_way(part):
 def test_model_files_do_not_import_each_other():
     families = {p.stem for p in (PACKAGE / "models").glob("*.py") if not p.stem.startswith("_")}
     for family in families:
-        names = {name.split(".")[2] for name in imported(PACKAGE / "models" / f"{family}.py")
-                 if name.startswith("visionssm.models.")}
+        names = {
+            name.split(".")[2]
+            for name in imported(PACKAGE / "models" / f"{family}.py")
+            if name.startswith("visionssm.models.")
+        }
         assert not names & families, f"models/{family}.py imports {names & families}"
 
 

@@ -1,4 +1,5 @@
 """The wheel: built, installed in an environment of its own, and used from there."""
+
 import subprocess
 import sys
 import sysconfig

@@ -4,6 +4,7 @@
 The output holds the weights alone and loads with `load_from` and tools/openmmlab_test.py. Classifiers' files need no
 conversion: `timm.create_model` and the backbone's `pretrained` read them as they are.
 """
+
 import argparse
 import os
 import sys

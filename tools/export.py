@@ -1,8 +1,9 @@
 """Export a model with torch.export or to ONNX and check the written file.
 
-    python tools/export.py vmamba_tiny_s1l8 --output vmamba_tiny.onnx
-    python tools/export.py vmamba_tiny_s1l8 --checkpoint authors.pth --img-size 384 512 --output vmamba_tiny.pt2
+python tools/export.py vmamba_tiny_s1l8 --output vmamba_tiny.onnx
+python tools/export.py vmamba_tiny_s1l8 --checkpoint authors.pth --img-size 384 512 --output vmamba_tiny.pt2
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -25,15 +26,22 @@ def main() -> int:
     parser.add_argument("--static-batch", action="store_true", help="fix the batch size to 1")
     args = parser.parse_args()
     overlay = dict(file=str(args.checkpoint)) if args.checkpoint else None
-    model = timm.create_model(args.model, pretrained=args.pretrained or args.checkpoint is not None,
-                              pretrained_cfg_overlay=overlay, num_classes=args.num_classes, exportable=True)
+    model = timm.create_model(
+        args.model,
+        pretrained=args.pretrained or args.checkpoint is not None,
+        pretrained_cfg_overlay=overlay,
+        num_classes=args.num_classes,
+        exportable=True,
+    )
     channels, *size = model.pretrained_cfg["input_size"]
     if args.img_size:
         size = (args.img_size * 2)[:2]
     image = torch.randn(1 if args.static_batch else 2, channels, *size)
     difference = export_model(model, image, args.output, dynamic_batch=not args.static_batch)
-    print(f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, images of {size[0]} x {size[1]}, "
-          f"largest difference to the model {difference:.1e}")
+    print(
+        f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, images of {size[0]} x {size[1]}, "
+        f"largest difference to the model {difference:.1e}"
+    )
     return 0
 
 

@@ -1,7 +1,8 @@
 """Print parameters and multiply-adds of models at their published input size, beside the published figures.
 
-    python tools/flops.py [PATTERN ...]
+python tools/flops.py [PATTERN ...]
 """
+
 import argparse
 import json
 import sys
@@ -18,8 +19,11 @@ CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 
 def published() -> dict[str, dict]:
     """Published figures of every variant, from the model cards."""
-    return {name: figures for path in sorted(CARDS.glob("*.json"))
-            for name, figures in json.loads(path.read_text())["variants"].items()}
+    return {
+        name: figures
+        for path in sorted(CARDS.glob("*.json"))
+        for name, figures in json.loads(path.read_text())["variants"].items()
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +43,11 @@ def main(argv: list[str] | None = None) -> int:
         known = figures.get(name, {})
         gmacs = known.get("gmacs")
         gap = f"{cost.multiply_adds / 1e9 / gmacs - 1:+7.1%}" if gmacs else f"{'':7}"
-        print(f"{name:32} {f'{height}x{width}':>9} {cost.parameters:12,} {known.get('parameters', ''):>9} "
-              f"{cost.multiply_adds / 1e9:8.3f} {gmacs or '':>9} {gap}", flush=True)
+        print(
+            f"{name:32} {f'{height}x{width}':>9} {cost.parameters:12,} {known.get('parameters', ''):>9} "
+            f"{cost.multiply_adds / 1e9:8.3f} {gmacs or '':>9} {gap}",
+            flush=True,
+        )
     return 0
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Compute the GPU memory of a training step from shapes, by model, image size and batch size.
 
-    python tools/memory.py 'vmamba_*' --img-size 224 384 --batch-size 64 128
+python tools/memory.py 'vmamba_*' --img-size 224 384 --batch-size 64 128
 """
+
 import argparse
 import json
 import shlex
@@ -36,36 +37,50 @@ def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str
     """The rows as one table for each image size; every cell says it without and with checkpointing."""
     autocast = "without autocast" if args.precision == "float32" else f"under {args.precision} autocast"
     lines = [
-        "# Memory of a training step", "",
-        f"Computed from shapes, not measured: `{command}`.", "",
+        "# Memory of a training step",
+        "",
+        f"Computed from shapes, not measured: `{command}`.",
+        "",
         "Counted is what is alive when the backward begins, and the gradients that come then: weights, gradients, "
         "AdamW's two moments and averaged weights in float32, the images, and what the forward keeps of them for the "
         f"backward, {autocast} and with the Triton scan. What an operator needs only while it runs, the teacher of a "
-        "distillation, DDP's buckets (once more the gradients) and what the allocator cannot use come on top.", "",
+        "distillation, DDP's buckets (once more the gradients) and what the allocator cannot use come on top.",
+        "",
         "Each cell is without / with `--grad-checkpointing`; with it, the block whose recomputation takes most is "
-        "counted. Memory grows linearly with the batch: fixed + batch x per image.", "",
+        "counted. Memory grows linearly with the batch: fixed + batch x per image.",
+        "",
     ]
-    columns = ["model", "fixed (MiB)", "per image (MiB)", *(f"batch {b} (GiB)" for b in args.batch_size),
-               f"largest batch in {args.limit:g} GiB"]
+    columns = [
+        "model",
+        "fixed (MiB)",
+        "per image (MiB)",
+        *(f"batch {b} (GiB)" for b in args.batch_size),
+        f"largest batch in {args.limit:g} GiB",
+    ]
     for size in args.img_size:
-        lines += [f"## {size} x {size} pixels", "",
-                  f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+        lines += [
+            f"## {size} x {size} pixels",
+            "",
+            f"| {' | '.join(columns)} |",
+            "|---|" + "---:|" * (len(columns) - 1),
+        ]
         for plain, saving in zip(rows[::2], rows[1::2], strict=True):
             if plain["img_size"] != size:
                 continue
             pair = plain, saving
-            cells = [" / ".join(f"{r['fixed_mib']:.0f}" for r in pair),
-                     " / ".join(f"{r['per_image_mib']:.1f}" for r in pair),
-                     *(" / ".join(f"{r['gib'][b]:.1f}" for r in pair) for b in args.batch_size),
-                     " / ".join(str(r["largest_batch"]) for r in pair)]
+            cells = [
+                " / ".join(f"{r['fixed_mib']:.0f}" for r in pair),
+                " / ".join(f"{r['per_image_mib']:.1f}" for r in pair),
+                *(" / ".join(f"{r['gib'][b]:.1f}" for r in pair) for b in args.batch_size),
+                " / ".join(str(r["largest_batch"]) for r in pair),
+            ]
             lines.append(f"| `{plain['model']}` | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=HelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     add = parser.add_argument
     add("models", nargs="*", metavar="PATTERN", help="names of models; all published variants if none is given")
     add("--img-size", nargs="+", type=int, default=[224, 384, 512], metavar="N", help="image heights and widths")
@@ -93,8 +108,11 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"memory: {error}", file=sys.stderr)
                 return 2
             if args.output:
-                print(f"{name} at {size} pixels: {rows[-2]['per_image_mib']} MiB per image, "
-                      f"{rows[-1]['per_image_mib']} with checkpointing", flush=True)
+                print(
+                    f"{name} at {size} pixels: {rows[-2]['per_image_mib']} MiB per image, "
+                    f"{rows[-1]['per_image_mib']} with checkpointing",
+                    flush=True,
+                )
     command = shlex.join(["python", "tools/memory.py", *(sys.argv[1:] if argv is None else argv)])
     as_json = args.output and Path(args.output).suffix == ".json"
     text = json.dumps(rows, indent=2) + "\n" if as_json else as_markdown(rows, args, command)

@@ -5,6 +5,7 @@
 A table stands between `<!-- variants -->` and `<!-- end -->` in model_cards/<family>.md; the figures quoted in it are
 in model_cards/<family>.json. `--check` changes nothing and fails if a card is not up to date.
 """
+
 import argparse
 import json
 import re
@@ -24,8 +25,10 @@ _TABLE = re.compile(r"(<!-- variants -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def variants_table(variants: dict[str, dict]) -> str:
     """Markdown table of a family: what is measured, what is quoted."""
-    lines = ["| model | input | parameters | published | GMACs | published | published top-1 | weights |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | input | parameters | published | GMACs | published | published top-1 | weights |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, figures in variants.items():
         cfg = get_pretrained_cfg(name)
         cost = count(timm.create_model(name, device="meta"), cfg.input_size)
@@ -36,7 +39,8 @@ def variants_table(variants: dict[str, dict]) -> str:
         lines.append(
             f"| `{name}` | {cfg.input_size[1]} x {cfg.input_size[2]} | {cost.parameters:,} "
             f"| {figures.get('parameters', '-')} | {cost.multiply_adds / 1e9:.3f} | {figures.get('gmacs', '-')} "
-            f"| {top1} | {weights} |")
+            f"| {top1} | {weights} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -48,9 +52,11 @@ def readme_table(families: dict[str, dict]) -> str:
             cfg = get_pretrained_cfg(name)
             cost = count(timm.create_model(name, device="meta"), cfg.input_size)
             weights = "downloads" if cfg.url or cfg.hf_hub_id else figures.get("weights", "none")
-            lines.append(f"| [`{name}`](model_cards/{family}.md) | {cost.parameters / 1e6:.1f} M "
-                         f"| {cost.multiply_adds / 1e9:.2f} | {figures.get('top1', '-')} "
-                         f"| {weights.replace(', see below', ', see its card')} |")
+            lines.append(
+                f"| [`{name}`](model_cards/{family}.md) | {cost.parameters / 1e6:.1f} M "
+                f"| {cost.multiply_adds / 1e9:.2f} | {figures.get('top1', '-')} "
+                f"| {weights.replace(', see below', ', see its card')} |"
+            )
     return "\n".join(lines) + "\n"
 
 

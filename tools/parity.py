@@ -4,6 +4,7 @@
 
 Patterns match names of cases, for example `vmamba_*`. `--all` prints every compared quantity, not the worst of a case.
 """
+
 import argparse
 import fnmatch
 import json

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Draw pictures of what the models do.
 
-    python tools/visualize.py scans --order hilbert --height 8 --width 8 -o hilbert.png
-    python tools/visualize.py scans --order cross snake window7_flip -o three.png
-    python tools/visualize.py scans --order all -o FOLDER
+python tools/visualize.py scans --order hilbert --height 8 --width 8 -o hilbert.png
+python tools/visualize.py scans --order cross snake window7_flip -o three.png
+python tools/visualize.py scans --order all -o FOLDER
 """
+
 import argparse
 import functools
 import sys
@@ -18,8 +19,13 @@ from visionssm.scans import check_scan, list_scans
 def add_scans(commands: argparse._SubParsersAction) -> None:
     """Add the command `scans`."""
     parser = commands.add_parser("scans", help="draw the routes of scan orders")
-    parser.add_argument("--order", nargs="+", required=True, metavar="NAME",
-                        help="scan orders, one below the other; or: all, for a file of each (of families: k = 2)")
+    parser.add_argument(
+        "--order",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="scan orders, one below the other; or: all, for a file of each (of families: k = 2)",
+    )
     parser.add_argument("--height", type=int, default=8, help="rows of the map (default: 8)")
     parser.add_argument("--width", type=int, default=8, help="columns of the map (default: 8)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="PNG file; with `--order all` a folder")

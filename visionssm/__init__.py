@@ -1,4 +1,5 @@
 """Vision state-space models in one place: importing this package registers them with timm."""
+
 from .models import list_models
 from .version import __version__
 

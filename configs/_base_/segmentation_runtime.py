@@ -1,4 +1,5 @@
 """What every segmentation run shares."""
+
 default_scope = "mmseg"
 custom_imports = dict(imports=["visionssm.openmmlab"], allow_failed_imports=False)
 custom_hooks = [dict(type="ChannelCheckHook"), dict(type="ClassCheckHook")]
@@ -11,7 +12,8 @@ default_hooks = dict(
     visualization=dict(type="SegVisualizationHook"),
 )
 env_cfg = dict(
-    cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
+    cudnn_benchmark=True, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
+)
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
 visualizer = dict(type="SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(by_epoch=False)

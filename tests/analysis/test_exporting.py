@@ -10,7 +10,8 @@ PICO = [name for name in visionssm.list_models() if name.startswith("test_")]
 
 # ONNX takes some 20 seconds a model
 CASES = [(name, "pt2") for name in PICO] + [
-    pytest.param(name, "onnx", marks=[] if name == "test_vmamba" else pytest.mark.slow) for name in PICO]
+    pytest.param(name, "onnx", marks=[] if name == "test_vmamba" else pytest.mark.slow) for name in PICO
+]
 
 
 @pytest.mark.parametrize(("name", "ending"), CASES)

@@ -1,4 +1,5 @@
 """Counted multiply-adds against the published figures."""
+
 import json
 from pathlib import Path
 

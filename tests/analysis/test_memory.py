@@ -1,4 +1,5 @@
 """Memory of a training step computed from shapes, against what a real step keeps alive."""
+
 import gc
 import json
 import runpy
@@ -17,8 +18,14 @@ from visionssm.analysis import memory as memory_module
 from visionssm.analysis.memory import kept_bytes, training_memory
 from visionssm.scans import scan_table
 
-FAMILIES = {"test_vmamba": {}, "test_vim": {"img_size": 32}, "test_localvim": {"img_size": 32}, "test_localvmamba": {},
-            "test_plainmamba": {"img_size": 32}, "test_groupmamba": {}}
+FAMILIES = {
+    "test_vmamba": {},
+    "test_vim": {"img_size": 32},
+    "test_localvim": {"img_size": 32},
+    "test_localvmamba": {},
+    "test_plainmamba": {"img_size": 32},
+    "test_groupmamba": {},
+}
 
 
 class LiveMemory(TorchDispatchMode):
@@ -146,10 +153,13 @@ def test_tool_writes_markdown_and_rows(tmp_path, capsys):
     assert plain["gib"]["4"] == pytest.approx(memory.total(4) / 2**30, abs=0.01)
 
 
-@pytest.mark.parametrize("arguments, found", [
-    (["vmambo*"], "no model matches vmambo*; known: "),
-    (["test_vmamba", "--img-size", "8"], "--img-size takes 32 and more"),
-])
+@pytest.mark.parametrize(
+    "arguments, found",
+    [
+        (["vmambo*"], "no model matches vmambo*; known: "),
+        (["test_vmamba", "--img-size", "8"], "--img-size takes 32 and more"),
+    ],
+)
 def test_tool_refuses(arguments, found, capsys):
     assert run_tool(*arguments) == 2
     assert found in capsys.readouterr().err

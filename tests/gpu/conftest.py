@@ -1,4 +1,5 @@
 """Tests of what only a GPU can show; skipped, with the reason, where there is none."""
+
 import pytest
 import torch
 

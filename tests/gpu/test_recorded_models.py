@@ -1,4 +1,5 @@
 """Every recorded case of every family on the GPU, forward and backward, at the tolerances of the CPU's tests."""
+
 import sys
 from pathlib import Path
 
@@ -16,8 +17,11 @@ def exact_products(monkeypatch):
 
 
 # the cases ending in -backbone apply a recorded norm to the stages on the CPU
-CASES = [c for c in parity.cases().values()
-         if c.name not in getattr(parity.families()[c.family], "DEFECTIVE", {}) and not c.name.endswith("-backbone")]
+CASES = [
+    c
+    for c in parity.cases().values()
+    if c.name not in getattr(parity.families()[c.family], "DEFECTIVE", {}) and not c.name.endswith("-backbone")
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -26,8 +30,7 @@ def test_matches_the_original(case, monkeypatch):
     build, convert, outputs = module.build, module.convert, module.outputs
     monkeypatch.setattr(module, "build", lambda c: build(c).cuda())
     monkeypatch.setattr(module, "convert", lambda s, m: {k: v.cuda() for k, v in convert(s, m).items()})
-    monkeypatch.setattr(module, "outputs",
-                        lambda m, x, c: {k: v.cpu() for k, v in outputs(m, x.cuda(), c).items()})
+    monkeypatch.setattr(module, "outputs", lambda m, x, c: {k: v.cpu() for k, v in outputs(m, x.cuda(), c).items()})
     deviations = list(parity.compare(case))
     assert deviations
     assert not [d for d in deviations if not d.ok]

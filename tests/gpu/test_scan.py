@@ -1,4 +1,5 @@
 """The compiled kernels at the shapes that models use: parity, determinism, memory, compilers, CUDA graphs."""
+
 import sys
 from pathlib import Path
 
@@ -56,8 +57,14 @@ def test_long_sequence():
     g = torch.Generator().manual_seed(0)
     L, d = 200_000, 32
     u, delta, B, C = (torch.randn(1, L, n, generator=g).cuda() for n in (d, d, 1, 1))
-    inputs = dict(u=u, delta=delta - 3, A=-torch.rand(d, 1, generator=g).cuda(), B=B, C=C,
-                  order=torch.randperm(L, generator=g)[None].cuda())
+    inputs = dict(
+        u=u,
+        delta=delta - 3,
+        A=-torch.rand(d, 1, generator=g).cuda(),
+        B=B,
+        C=C,
+        order=torch.randperm(L, generator=g)[None].cuda(),
+    )
     y, grads = forward_backward(inputs, "triton")
     double = {n: x if n == "order" else x.double() for n, x in inputs.items()}
     expected, expected_grads = forward_backward(double, "portable")

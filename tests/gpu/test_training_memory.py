@@ -1,4 +1,5 @@
 """The memory computed from shapes, against what the GPU's allocator holds."""
+
 import pytest
 import timm
 import torch
@@ -11,8 +12,9 @@ BATCH = 8
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["vmamba_tiny_s1l8", "vim_tiny", "localvmamba_tiny", "plainmamba_l1",
-                                  "groupmamba_tiny"])
+@pytest.mark.parametrize(
+    "name", ["vmamba_tiny_s1l8", "vim_tiny", "localvmamba_tiny", "plainmamba_l1", "groupmamba_tiny"]
+)
 def test_kept_memory_is_what_the_allocator_holds(name, precision):
     memory = training_memory(name, 224, precision=precision)
     model = timm.create_model(name).cuda().train()

@@ -1,4 +1,5 @@
 """Stems and downsampling keep channels contiguous and round sizes as said."""
+
 import pytest
 import torch
 

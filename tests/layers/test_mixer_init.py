@@ -1,4 +1,5 @@
 """Initial values of the mixers."""
+
 import torch
 import torch.nn.functional as F
 
@@ -23,9 +24,9 @@ def test_projections_are_uniform_within_their_bounds():
     torch.manual_seed(0)
     for fill, width in ((init_dt_weight_, 4), (init_projection_, 64)):
         weight = fill(torch.empty(4, 500, width))
-        bound = width ** -0.5
+        bound = width**-0.5
         assert weight.abs().max() <= bound
-        assert abs(weight.std() - bound / 3 ** 0.5) < 0.02 * bound
+        assert abs(weight.std() - bound / 3**0.5) < 0.02 * bound
 
 
 def test_low_precision_is_rounded_from_float32():

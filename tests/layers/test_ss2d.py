@@ -1,4 +1,5 @@
 """The SSM of several routes and the mixer of maps around it."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,16 @@ def test_one_projection_of_all_routes_is_one_of_each():
     for k in range(4):
         dt, b, c = (u @ layer.x_proj_weight[k].T).split(layer.splits, dim=-1)
         expected = expected + selective_scan(
-            u, dt @ layer.dt_weight[k].T, -layer.A_log[k].exp(), b, c, layer.D[k], layer.dt_bias[k],
-            order=order[k:k + 1], backend="reference")
+            u,
+            dt @ layer.dt_weight[k].T,
+            -layer.A_log[k].exp(),
+            b,
+            c,
+            layer.D[k],
+            layer.dt_bias[k],
+            order=order[k : k + 1],
+            backend="reference",
+        )
     torch.testing.assert_close(layer(u, order), expected)
 
 

@@ -1,4 +1,5 @@
 """The generated tables of the model cards are what the registry says."""
+
 import subprocess
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Reading authors' files: what is beside the weights does nothing, what is no checkpoint is refused in a sentence."""
+
 import argparse
 import os
 import sys
@@ -85,6 +86,7 @@ def test_truncated_file(tmp_path):
 
 def test_truncated_safetensors(tmp_path):
     from safetensors.torch import save_file
+
     path = tmp_path / "weights.safetensors"
     save_file(make().state_dict(), path)
     check_checkpoint_file(path)

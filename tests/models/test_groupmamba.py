@@ -1,4 +1,5 @@
 """GroupMamba's checkpoints, its two classifiers, its groups."""
+
 import json
 import re
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_published_layouts(layout):
     theirs, ours = "block2.0.attn.mamba_g", "stages.1.blocks.0.mixer.groups."
     for g in range(4):
         assert torch.equal(loaded[f"{ours}in_proj.weight"][g], source[f"{theirs}{g + 1}.in_proj.weight"])
-        assert torch.equal(loaded[f"{ours}conv.bias"][8 * g:8 * g + 8], source[f"{theirs}{g + 1}.conv2d.bias"])
+        assert torch.equal(loaded[f"{ours}conv.bias"][8 * g : 8 * g + 8], source[f"{theirs}{g + 1}.conv2d.bias"])
         assert torch.equal(loaded[f"{ours}ssm.dt_weight"][g], source[f"{theirs}{g + 1}.dt_projs_weight"][0])
     assert torch.equal(loaded["head.fc_dist.weight"], source["dist_head.weight"])
 
@@ -94,13 +95,18 @@ def test_another_family_is_recognised():
 def test_classes_and_channels_are_adapted():
     source = timm.create_model("test_groupmamba").eval()
     model = timm.create_model(
-        "test_groupmamba", pretrained=True, num_classes=5, in_chans=1,
-        pretrained_cfg_overlay=dict(state_dict=source.state_dict())).eval()
+        "test_groupmamba",
+        pretrained=True,
+        num_classes=5,
+        in_chans=1,
+        pretrained_cfg_overlay=dict(state_dict=source.state_dict()),
+    ).eval()
     assert [fc.out_features for fc in model.get_classifier()] == [5, 5]
     assert torch.equal(model.stages[3].blocks[0].mixer.proj.weight, source.stages[3].blocks[0].mixer.proj.weight)
     gray = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(
-        model.forward_features(gray), source.forward_features(gray.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+        model.forward_features(gray), source.forward_features(gray.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("scan, routes", [("raster", 1), ("bidirectional", 2), ("cross+raster", 5)])
@@ -121,9 +127,11 @@ def test_groups_are_scanned_along_their_routes():
     assert y.shape == (2, 5, 7, 4, 6)
     for g, route in enumerate(("raster", "vertical", "raster_flip", "vertical_flip")):
         part = GroupSS2D(6, d_state=3, scan=route)
-        state = {k: v[6 * g:6 * g + 6] if k.startswith("conv.") else v[g:g + 1] for k, v in whole.state_dict().items()}
+        state = {
+            k: v[6 * g : 6 * g + 6] if k.startswith("conv.") else v[g : g + 1] for k, v in whole.state_dict().items()
+        }
         part.load_state_dict(state)
-        torch.testing.assert_close(part(x[..., 6 * g:6 * g + 6])[..., 0, :], y[..., g, :], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(part(x[..., 6 * g : 6 * g + 6])[..., 0, :], y[..., g, :], atol=1e-5, rtol=1e-5)
 
 
 def test_channels_must_fit_the_routes():
@@ -165,7 +173,8 @@ def test_distillation_as_published():
     student = timm.create_model("test_groupmamba", num_classes=6)
     teacher = timm.create_model("test_vmamba", num_classes=6)
     task = TokenDistillationTask(
-        student, teacher, criterion=torch.nn.CrossEntropyLoss(), distill_type="hard", task_loss_weight=0.5)
+        student, teacher, criterion=torch.nn.CrossEntropyLoss(), distill_type="hard", task_loss_weight=0.5
+    )
     images, labels = torch.randn(3, 3, 64, 64), torch.tensor([0, 3, 5])
     out = task.train()(images, labels)
     out["loss"].backward()
@@ -219,11 +228,14 @@ def test_initial_values():
         assert abs(conv.weight.std() / expected - 1) < 0.1 and not conv.bias.any()
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    (dict(mlp_ratios=(2,)), "one length, got 2, 2 and 1"),
-    (dict(weight_init="jax"), "weight_init must be"),
-    (dict(global_pool="max"), "global_pool must be"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(mlp_ratios=(2,)), "one length, got 2, 2 and 1"),
+        (dict(weight_init="jax"), "weight_init must be"),
+        (dict(global_pool="max"), "global_pool must be"),
+    ],
+)
 def test_wrong_choices(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

@@ -1,4 +1,5 @@
 """LocalMamba: published directions and layouts, files that are refused, rotary tables, scan options."""
+
 import json
 from pathlib import Path
 
@@ -38,8 +39,15 @@ def golden(name):
     else:
         token = config.get("if_cls_token", False)
         model = LocalVim(
-            img_size=64, num_classes=10, embed_dim=config["embed_dim"], depth=config["depth"], class_token=token,
-            rope_size=0 if token else 64, global_pool="token" if token else "avg", scan=scan)
+            img_size=64,
+            num_classes=10,
+            embed_dim=config["embed_dim"],
+            depth=config["depth"],
+            class_token=token,
+            rope_size=0 if token else 64,
+            global_pool="token" if token else "avg",
+            scan=scan,
+        )
     return fill_state_dict([(k, tuple(s)) for k, s in case["keys"]], case), model.eval()
 
 
@@ -113,26 +121,37 @@ class TestRefused:
         with pytest.raises(CheckpointError, match="load it as localvmamba_small"):
             checkpoint_filter_fn(meta_weights("local_vssm_small"), timm.create_model(name, device="meta"))
 
-    @pytest.mark.parametrize("name, block", [
-        ("localvim_tiny", "layers.0.mixer."), ("localvmamba_tiny", "layers.0.blocks.0.op."),
-    ])
+    @pytest.mark.parametrize(
+        "name, block",
+        [
+            ("localvim_tiny", "layers.0.mixer."),
+            ("localvmamba_tiny", "layers.0.blocks.0.op."),
+        ],
+    )
     def test_search_networks(self, name, block):
         state = meta_weights(NAMES[name]) | {f"{block}multi_scan.weights": torch.zeros(8, 1, 1, 1)}
         with pytest.raises(CheckpointError, match="network that searches scan directions"):
             checkpoint_filter_fn(state, timm.create_model(name, device="meta"))
 
-    @pytest.mark.parametrize("name, theirs, family", [
-        ("localvim_tiny", "vim_tiny", "Vim"),
-        ("localvmamba_tiny", "local_vim_tiny", "LocalVim"),
-        ("localvmamba_tiny", "vanilla_vmamba_tiny", "VMamba"),
-    ])
+    @pytest.mark.parametrize(
+        "name, theirs, family",
+        [
+            ("localvim_tiny", "vim_tiny", "Vim"),
+            ("localvmamba_tiny", "local_vim_tiny", "LocalVim"),
+            ("localvmamba_tiny", "vanilla_vmamba_tiny", "VMamba"),
+        ],
+    )
     def test_other_families(self, name, theirs, family):
         with pytest.raises(CheckpointError, match=f"names are those of a {family} file"):
             checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
 
-    @pytest.mark.parametrize("name, theirs", [
-        ("localvim_tiny", "local_vim_tiny_middle_cls_token"), ("localvim_tiny_midcls", "local_vim_tiny"),
-    ])
+    @pytest.mark.parametrize(
+        "name, theirs",
+        [
+            ("localvim_tiny", "local_vim_tiny_middle_cls_token"),
+            ("localvim_tiny_midcls", "local_vim_tiny"),
+        ],
+    )
     def test_with_and_without_class_token(self, name, theirs):
         with pytest.raises(CheckpointError, match="cls_token"):
             checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
@@ -189,7 +208,7 @@ class TestRotaryTables:
             for column in range(2):
                 angles = []
                 for t in (row / 3 * 14, column / 2 * 14):
-                    angles += [t, t, t * 10000 ** -0.5, t * 10000 ** -0.5]
+                    angles += [t, t, t * 10000**-0.5, t * 10000**-0.5]
                 expected = torch.tensor(angles)
                 torch.testing.assert_close(rope.sin[0, row * 2 + column], expected.sin(), atol=1e-6, rtol=0)
                 torch.testing.assert_close(rope.cos[0, row * 2 + column], expected.cos(), atol=1e-6, rtol=0)
@@ -229,8 +248,9 @@ def test_three_ways_to_another_size():
         expected = small(x)
         torch.testing.assert_close(built(x), expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(resized(x[..., :64]), small(x[..., :64]), atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(timm.create_model("test_localvim", img_size=96, rope_size=96).rope.sin[:, :16],
-                                  small.rope.sin)
+        assert not torch.allclose(
+            timm.create_model("test_localvim", img_size=96, rope_size=96).rope.sin[:, :16], small.rope.sin
+        )
 
 
 def test_middle_class_token_at_another_size():
@@ -240,12 +260,15 @@ def test_middle_class_token_at_another_size():
         assert model(torch.randn(1, 3, 70, 120)).shape == (1, 10)
 
 
-@pytest.mark.parametrize("kwargs, size", [
-    (dict(class_token=True, rope_size=0, global_pool="token"), 64),
-    (dict(class_token=True, rope_size=0, global_pool="avg"), 80),
-    ({}, 80),  # tables and position embedding are resampled
-    (dict(feature_stream=False), 64),
-])
+@pytest.mark.parametrize(
+    "kwargs, size",
+    [
+        (dict(class_token=True, rope_size=0, global_pool="token"), 64),
+        (dict(class_token=True, rope_size=0, global_pool="avg"), 80),
+        ({}, 80),  # tables and position embedding are resampled
+        (dict(feature_stream=False), 64),
+    ],
+)
 def test_compilers(kwargs, size):
     torch.manual_seed(0)
     torch._dynamo.reset()
@@ -300,9 +323,13 @@ def test_bare_outputs_add_up_to_the_stream():
         torch.testing.assert_close(streams[i], streams[i - 1] + outputs[i], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name, exempt", [
-    ("test_localvim", {"D", "dt_bias", "conv_bias", "pos_embed"}), ("test_localvmamba", {"D"}),
-])
+@pytest.mark.parametrize(
+    "name, exempt",
+    [
+        ("test_localvim", {"D", "dt_bias", "conv_bias", "pos_embed"}),
+        ("test_localvmamba", {"D"}),
+    ],
+)
 def test_no_weight_decay(name, exempt):
     names = timm.create_model(name).no_weight_decay()
     assert {n.rsplit(".", 1)[-1] for n in names} == exempt
@@ -319,4 +346,7 @@ def test_initial_step_sizes(name):
 
 def test_weights_that_were_never_released():
     assert {n.split(".")[0] for n in visionssm.list_models("local*", pretrained=True)} == {
-        "localvim_tiny", "localvim_tiny_midcls", "localvmamba_small"}
+        "localvim_tiny",
+        "localvim_tiny_midcls",
+        "localvmamba_small",
+    }

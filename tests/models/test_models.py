@@ -1,4 +1,5 @@
 """What every family owes to timm, over the registry: the pico variant of each family, the sizes of all names."""
+
 import copy
 import json
 import subprocess
@@ -233,6 +234,7 @@ class TestPico:
 
     def test_fx_is_bit_equal(self, name):
         from timm.models._features_fx import create_feature_extractor, get_graph_node_names
+
         model = make(name).eval()
         x = image(name)
         nodes = get_graph_node_names(model)[1]
@@ -266,8 +268,11 @@ class TestPico:
     def test_layer_decay_groups(self, name):
         model = make(name)
         groups = group_parameters(model, model.group_matcher())
-        blocks = {n.rsplit("blocks.", 1)[0] + n.split("blocks.", 1)[1].split(".")[0]
-                  for n, _ in model.named_parameters() if "blocks." in n}
+        blocks = {
+            n.rsplit("blocks.", 1)[0] + n.split("blocks.", 1)[1].split(".")[0]
+            for n, _ in model.named_parameters()
+            if "blocks." in n
+        }
         assert len(groups) == 1 + len(blocks) + 1
         assert sorted(n for g in groups.values() for n in g) == sorted(n for n, _ in model.named_parameters())
         create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.8)

@@ -1,4 +1,5 @@
 """A new scan order, written in ten lines, used by every family that has a choice."""
+
 import pytest
 import timm
 import torch
@@ -9,7 +10,10 @@ from visionssm.scans import list_scans, register_scan, registry
 
 FAMILIES = [name for name in visionssm.list_models("test_*")]
 EVERY_ORDER = [name.replace("<k>", "3") for name in list_scans()] + [
-    "raster+vertical", "cross+window2_flip", "hilbert+hilbert_flip+spiral"]
+    "raster+vertical",
+    "cross+window2_flip",
+    "hilbert+hilbert_flip+spiral",
+]
 
 
 @pytest.fixture

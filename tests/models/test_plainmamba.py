@@ -1,4 +1,5 @@
 """PlainMamba's checkpoints, its position embedding, and how its scan reads its parameters."""
+
 import json
 from pathlib import Path
 
@@ -39,7 +40,8 @@ LAYOUTS = {
     "bare": lambda s: s,
     "module.": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
     "with EMA copies": lambda s: {
-        "state_dict": s | {"ema_" + k.replace(".", "_"): torch.zeros_like(v) for k, v in s.items()}},
+        "state_dict": s | {"ema_" + k.replace(".", "_"): torch.zeros_like(v) for k, v in s.items()}
+    },
     "without backbone.": lambda s: {k.removeprefix("backbone."): v for k, v in s.items()},
 }
 
@@ -92,13 +94,19 @@ def test_another_family_is_recognised():
 def test_classes_channels_and_size_are_adapted():
     source = timm.create_model("test_plainmamba").eval()
     model = timm.create_model(
-        "test_plainmamba", pretrained=True, num_classes=5, in_chans=1, img_size=(80, 48),
-        pretrained_cfg_overlay=dict(state_dict=source.state_dict())).eval()
+        "test_plainmamba",
+        pretrained=True,
+        num_classes=5,
+        in_chans=1,
+        img_size=(80, 48),
+        pretrained_cfg_overlay=dict(state_dict=source.state_dict()),
+    ).eval()
     assert model.pos_embed.shape == (1, 15, 48) and model.head.out_features == 5
     gray = torch.randn(2, 1, 80, 48)
     # resampled once and for all, or at run time
     torch.testing.assert_close(
-        model.forward_features(gray), source.forward_features(gray.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
+        model.forward_features(gray), source.forward_features(gray.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_any_size_and_aspect():
@@ -136,16 +144,29 @@ def by_hand(mixer, u, height, width):
         here = route if mixer.scan_index == "token" else torch.arange(len(route))
         read = (route >= 0)[:, None]  # other steps read a token of zeros
         y = selective_scan(
-            u[:, route] * read, torch.where(read, delta[:, here], 2 * mixer.dt_proj.bias), -mixer.A_log.exp(),
-            b[:, here] + mixer.direction_B[moves], c[:, here], mixer.D, backend="reference")
+            u[:, route] * read,
+            torch.where(read, delta[:, here], 2 * mixer.dt_proj.bias),
+            -mixer.A_log.exp(),
+            b[:, here] + mixer.direction_B[moves],
+            c[:, here],
+            mixer.D,
+            backend="reference",
+        )
         out = out.index_add(1, route.clamp(min=0), y * read)
     return out
 
 
-@pytest.mark.parametrize("scan, scan_index", [
-    ("snake", "step"), ("snake", "token"), ("cross", "step"), ("hilbert", "token"), ("skip2", "token"),
-    ("window3", "token"),
-])
+@pytest.mark.parametrize(
+    "scan, scan_index",
+    [
+        ("snake", "step"),
+        ("snake", "token"),
+        ("cross", "step"),
+        ("hilbert", "token"),
+        ("skip2", "token"),
+        ("window3", "token"),
+    ],
+)
 def test_where_the_parameters_of_a_step_come_from(scan, scan_index):
     mixer = random_mixer(scan, scan_index)
     u = torch.randn(2, 35, 32)
@@ -156,14 +177,18 @@ def test_where_the_parameters_of_a_step_come_from(scan, scan_index):
 def test_step_and_token_agree_on_raster_only():
     u = torch.randn(2, 35, 32)
     with torch.no_grad():
-        results = {scan: [random_mixer(scan, index).ssm(u, 5, 7) for index in ("step", "token")]
-                   for scan in ("raster", "snake")}
+        results = {
+            scan: [random_mixer(scan, index).ssm(u, 5, 7) for index in ("step", "token")]
+            for scan in ("raster", "snake")
+        }
     torch.testing.assert_close(*results["raster"])
     assert not torch.allclose(*results["snake"], atol=1e-2)
 
 
-@pytest.mark.parametrize("scan, expected", [
-    ("snake", "step"), ("spiral", "step"), ("window3", "token"), ("skip2", "token"), ("snake+atrous2", "token")])
+@pytest.mark.parametrize(
+    "scan, expected",
+    [("snake", "step"), ("spiral", "step"), ("window3", "token"), ("skip2", "token"), ("snake+atrous2", "token")],
+)
 def test_default_index(scan, expected):
     model = small(scan=scan)
     assert {block.mixer.scan_index for block in model.blocks} == {expected}
@@ -208,14 +233,17 @@ def test_convolution_only_in_its_blocks():
     assert {n.split(".")[1] for n, _ in model.named_parameters() if ".conv.bn." in n} == {"1"}
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    (dict(conv_blocks=(3,)), "from 0 to 2, got"),
-    (dict(patch_size=15), "patch_size must be even"),
-    (dict(weight_init="jax"), "weight_init must be"),
-    (dict(scan_index="row"), "scan_index must be"),
-    (dict(scan="snak"), "did you mean 'snake'"),
-    (dict(global_pool="token"), "global_pool must be"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(conv_blocks=(3,)), "from 0 to 2, got"),
+        (dict(patch_size=15), "patch_size must be even"),
+        (dict(weight_init="jax"), "weight_init must be"),
+        (dict(scan_index="row"), "scan_index must be"),
+        (dict(scan="snak"), "did you mean 'snake'"),
+        (dict(global_pool="token"), "global_pool must be"),
+    ],
+)
 def test_wrong_choices(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

@@ -1,4 +1,5 @@
 """Vim's checkpoints in every published layout, what is refused, its position embedding, class token and scan option."""
+
 import argparse
 import json
 import re
@@ -17,9 +18,13 @@ from visionssm.models.vim import Vim, VimMixer, checkpoint_filter_fn
 DATA = Path(__file__).resolve().parent.parent / "data"
 VARIANTS = visionssm.list_models("vim_*")
 STACKED = {
-    "conv_weight": ("conv1d.weight", "conv1d_b.weight"), "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
-    "ssm.x_proj_weight": ("x_proj.weight", "x_proj_b.weight"), "ssm.dt_weight": ("dt_proj.weight", "dt_proj_b.weight"),
-    "ssm.dt_bias": ("dt_proj.bias", "dt_proj_b.bias"), "ssm.A_log": ("A_log", "A_b_log"), "ssm.D": ("D", "D_b"),
+    "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
+    "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
+    "ssm.x_proj_weight": ("x_proj.weight", "x_proj_b.weight"),
+    "ssm.dt_weight": ("dt_proj.weight", "dt_proj_b.weight"),
+    "ssm.dt_bias": ("dt_proj.bias", "dt_proj_b.bias"),
+    "ssm.A_log": ("A_log", "A_b_log"),
+    "ssm.D": ("D", "D_b"),
 }
 
 
@@ -113,10 +118,13 @@ def test_weights_of_stride_16_start_a_model_of_stride_8(caplog):
     assert "14 x 14 to 27 x 27" in caplog.text
 
 
-@pytest.mark.parametrize("class_token, message", [
-    (True, "before February 2024, with rotary embedding and the class token first"),
-    (False, "before February 2024, without class token"),
-])
+@pytest.mark.parametrize(
+    "class_token, message",
+    [
+        (True, "before February 2024, with rotary embedding and the class token first"),
+        (False, "before February 2024, without class token"),
+    ],
+)
 def test_files_from_before_the_middle_class_token_are_refused(class_token, message):
     state = published(small(img_size=224))
     state |= {f"rope.freqs_{kind}": torch.zeros(196, 16) for kind in ("cos", "sin")}
@@ -127,8 +135,10 @@ def test_files_from_before_the_middle_class_token_are_refused(class_token, messa
         checkpoint_filter_fn({"model": state}, small(img_size=224))
 
 
-@pytest.mark.parametrize("variant, family", [
-    ("local_vim_tiny_middle_cls_token", "LocalVim"), ("vmamba_tiny_s1l8", "VMamba"), ("plainmamba_l1", "PlainMamba")])
+@pytest.mark.parametrize(
+    "variant, family",
+    [("local_vim_tiny_middle_cls_token", "LocalVim"), ("vmamba_tiny_s1l8", "VMamba"), ("plainmamba_l1", "PlainMamba")],
+)
 def test_another_family_is_recognised(variant, family):
     with pytest.raises(CheckpointError, match=f"names are those of a {family} file"):
         checkpoint_filter_fn(recorded(variant), timm.create_model("vim_tiny", device="meta"))
@@ -207,8 +217,10 @@ def test_other_orders_read_the_class_token_in_the_middle():
     assert (table[:, 12] == 12).all() and (table.sort(1).values == torch.arange(25)).all()
 
 
-@pytest.mark.parametrize("scan, routes", [
-    ("raster", 1), ("bidirectional", 2), ("raster+vertical", 2), ("cross", 4), ("window3+window3_flip", 2)])
+@pytest.mark.parametrize(
+    "scan, routes",
+    [("raster", 1), ("bidirectional", 2), ("raster+vertical", 2), ("cross", 4), ("window3+window3_flip", 2)],
+)
 def test_scan_sizes_the_parameters(scan, routes):
     model = small(scan=scan)
     assert {b.mixer.ssm.D.shape[0] for b in model.blocks} == {routes}
@@ -282,7 +294,7 @@ def test_initialisation():
         assert (step > 9e-4).all() and (step < 0.11).all()  # both directions, unlike the original
         torch.testing.assert_close(mixer.ssm.A_log.exp(), torch.arange(1.0, 5.0).expand_as(mixer.ssm.A_log))
         assert (mixer.ssm.D == 1).all()
-        bound = 128 ** -0.5 / 2  # PyTorch's bound over sqrt(depth)
+        bound = 128**-0.5 / 2  # PyTorch's bound over sqrt(depth)
         assert 0.9 * bound < mixer.out_proj.weight.abs().max() <= bound
     assert 0.015 < model.pos_embed.std() < 0.025 and (model.head.bias == 0).all()
 
@@ -298,17 +310,28 @@ def test_weight_decay_as_in_the_original_training():
     spared = model.no_weight_decay()
     names = {n for n, p in model.named_parameters() if p.ndim >= 2 and n not in spared}
     kinds = {n.split("mixer.")[-1] for n in names}
-    assert kinds == {"patch_embed.proj.weight", "head.weight", "in_proj.weight", "conv_weight", "ssm.x_proj_weight",
-                     "ssm.dt_weight", "ssm.A_log", "out_proj.weight"}
+    assert kinds == {
+        "patch_embed.proj.weight",
+        "head.weight",
+        "in_proj.weight",
+        "conv_weight",
+        "ssm.x_proj_weight",
+        "ssm.dt_weight",
+        "ssm.A_log",
+        "out_proj.weight",
+    }
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    (dict(global_pool="max"), "global_pool must be one of '', 'avg', 'token'"),
-    (dict(weight_init="jax"), "weight_init must be"),
-    (dict(stride=17), "stride must be from 1 to the patch size 16"),
-    (dict(img_size=(64, 15)), "an image of 64 x 15 is smaller than a patch of 16 x 16"),
-    (dict(scan="bidirectionnal"), "bidirectional"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(global_pool="max"), "global_pool must be one of '', 'avg', 'token'"),
+        (dict(weight_init="jax"), "weight_init must be"),
+        (dict(stride=17), "stride must be from 1 to the patch size 16"),
+        (dict(img_size=(64, 15)), "an image of 64 x 15 is smaller than a patch of 16 x 16"),
+        (dict(scan="bidirectionnal"), "bidirectional"),
+    ],
+)
 def test_wrong_choices(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

@@ -1,4 +1,5 @@
 """VMamba's checkpoints in every layout that was ever published, and its scan option."""
+
 import json
 from pathlib import Path
 
@@ -25,13 +26,23 @@ def published(model):
     out = {}
     for name, value in model.state_dict().items():
         for ours, theirs in (
-                ("stem.conv1.", "patch_embed.0."), ("stem.norm1.", "patch_embed.2."), ("stem.conv2.", "patch_embed.5."),
-                ("stem.norm2.", "patch_embed.7."), ("stages.1.downsample.conv.", "layers.0.downsample.1."),
-                ("stages.1.downsample.norm.", "layers.0.downsample.3."), ("stages.", "layers."), (".norm1.", ".norm."),
-                (".mixer.ssm.x_proj_weight", ".op.x_proj_weight"), (".mixer.ssm.dt_weight", ".op.dt_projs_weight"),
-                (".mixer.ssm.dt_bias", ".op.dt_projs_bias"), (".mixer.ssm.A_log", ".op.A_logs"),
-                (".mixer.ssm.D", ".op.Ds"), (".mixer.conv.", ".op.conv2d."), (".mixer.", ".op."),
-                ("head.fc.", "classifier.head.")):
+            ("stem.conv1.", "patch_embed.0."),
+            ("stem.norm1.", "patch_embed.2."),
+            ("stem.conv2.", "patch_embed.5."),
+            ("stem.norm2.", "patch_embed.7."),
+            ("stages.1.downsample.conv.", "layers.0.downsample.1."),
+            ("stages.1.downsample.norm.", "layers.0.downsample.3."),
+            ("stages.", "layers."),
+            (".norm1.", ".norm."),
+            (".mixer.ssm.x_proj_weight", ".op.x_proj_weight"),
+            (".mixer.ssm.dt_weight", ".op.dt_projs_weight"),
+            (".mixer.ssm.dt_bias", ".op.dt_projs_bias"),
+            (".mixer.ssm.A_log", ".op.A_logs"),
+            (".mixer.ssm.D", ".op.Ds"),
+            (".mixer.conv.", ".op.conv2d."),
+            (".mixer.", ".op."),
+            ("head.fc.", "classifier.head."),
+        ):
             name = name.replace(ours, theirs)
         if name.startswith("norm."):
             name = "classifier." + name
@@ -63,7 +74,8 @@ LAYOUTS = {
     "module.": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
     "old names": lambda s: {"model": old_names(s)},
     "1 x 1 convolutions": lambda s: {
-        k: v[:, :, None, None] if k.endswith(("proj.weight", "fc1.weight", "fc2.weight")) else v for k, v in s.items()},
+        k: v[:, :, None, None] if k.endswith(("proj.weight", "fc1.weight", "fc2.weight")) else v for k, v in s.items()
+    },
 }
 
 
@@ -136,11 +148,14 @@ def test_unknown_scan_offers_the_nearest():
         small(scan="croos")
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    (dict(stem="cnov"), "stem must be one of conv, patch"),
-    (dict(downsample="pool"), "downsample must be one of conv, merge"),
-    (dict(weight_init="jax"), "weight_init must be"),
-])
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(stem="cnov"), "stem must be one of conv, patch"),
+        (dict(downsample="pool"), "downsample must be one of conv, merge"),
+        (dict(weight_init="jax"), "weight_init must be"),
+    ],
+)
 def test_wrong_choices(kwargs, message):
     with pytest.raises(ValueError, match=message):
         small(**kwargs)

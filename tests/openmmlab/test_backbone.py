@@ -1,4 +1,5 @@
 """The backbone alone; needs mmengine only."""
+
 import json
 
 import pytest
@@ -69,20 +70,23 @@ def test_batches_of_different_sizes_follow_each_other():
         assert backbone(torch.randn(batch, 3, height, width))[0].shape[0] == batch
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(name="vmamba_tiny_s1l9"), "did you mean 'vmamba_tiny_s1l8'"),
-    (dict(name="test_vmamba", out_indices=(0, 4)), "from 0 to 3"),
-    (dict(name="test_vmamba", out_indices=(1, 0)), "ascending"),
-    (dict(name="test_vmamba", out_strides=(2, 4)), r"no level of stride \[2\]"),
-    (dict(name="test_vmamba", out_indices=(0,), out_strides=(4,)), "not both"),
-    (dict(name="test_vmamba", out_norm="batchnorm"), "out_norm must be"),
-    (dict(name="test_vmamba", out_norm=("layernorm",)), "1 norms for 4 outputs"),
-    (dict(name="test_vmamba", out_norm="model"), "last level"),
-    (dict(name="test_vmamba", frozen_stages=5), "frozen_stages must be from -1"),
-    (dict(name="test_vmamba", scan="crss"), "cross"),
-    (dict(name="test_vmamba", pretrained=True, init_cfg=dict(type="Pretrained", checkpoint="x")), "not both"),
-    (dict(name="test_vmamba", feature_stream=False), "plain models"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(name="vmamba_tiny_s1l9"), "did you mean 'vmamba_tiny_s1l8'"),
+        (dict(name="test_vmamba", out_indices=(0, 4)), "from 0 to 3"),
+        (dict(name="test_vmamba", out_indices=(1, 0)), "ascending"),
+        (dict(name="test_vmamba", out_strides=(2, 4)), r"no level of stride \[2\]"),
+        (dict(name="test_vmamba", out_indices=(0,), out_strides=(4,)), "not both"),
+        (dict(name="test_vmamba", out_norm="batchnorm"), "out_norm must be"),
+        (dict(name="test_vmamba", out_norm=("layernorm",)), "1 norms for 4 outputs"),
+        (dict(name="test_vmamba", out_norm="model"), "last level"),
+        (dict(name="test_vmamba", frozen_stages=5), "frozen_stages must be from -1"),
+        (dict(name="test_vmamba", scan="crss"), "cross"),
+        (dict(name="test_vmamba", pretrained=True, init_cfg=dict(type="Pretrained", checkpoint="x")), "not both"),
+        (dict(name="test_vmamba", feature_stream=False), "plain models"),
+    ],
+)
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         VisionSSMBackbone(**arguments)
@@ -137,7 +141,8 @@ def test_a_detectors_backbone_is_loaded_by_init_cfg(tmp_path):
     weights = {f"backbone.{k}": v for k, v in source.state_dict().items()} | {"neck.weight": torch.zeros(1)}
     torch.save({"state_dict": weights, "meta": {}}, path)
     backbone = VisionSSMBackbone(
-        "test_vmamba", init_cfg=dict(type="Pretrained", checkpoint=str(path), prefix="backbone."))
+        "test_vmamba", init_cfg=dict(type="Pretrained", checkpoint=str(path), prefix="backbone.")
+    )
     backbone.init_weights()
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in backbone.state_dict().items())
     # once only, as in every mmengine module
@@ -154,8 +159,16 @@ def test_frozen_stages_stay_frozen(name):
     sum(y.square().mean() for y in backbone(torch.randn(2, 3, 64, 64))).backward()
     optimizer.step()
     unit = "blocks" if name in PLAIN else "stages"
-    frozen = ("model.stem", "model.patch_embed", "model.pos_embed", "model.cls_token", f"model.{unit}.0.",
-              f"model.{unit}.1.", "out_norms.0.", "out_norms.1.")
+    frozen = (
+        "model.stem",
+        "model.patch_embed",
+        "model.pos_embed",
+        "model.cls_token",
+        f"model.{unit}.0.",
+        f"model.{unit}.1.",
+        "out_norms.0.",
+        "out_norms.1.",
+    )
     for key, value in backbone.state_dict().items():
         if key.startswith(frozen):
             assert torch.equal(value, before[key]), key
@@ -198,7 +211,12 @@ def test_simple_fpn_makes_a_pyramid_of_the_last_map():
     fpn = SimpleFPN(48, 16, num_outs=5)
     maps = fpn([torch.zeros(1, 48, 1, 1), torch.randn(2, 48, 4, 6)])
     assert [tuple(y.shape) for y in maps] == [
-        (2, 16, 16, 24), (2, 16, 8, 12), (2, 16, 4, 6), (2, 16, 2, 3), (2, 16, 1, 2)]
+        (2, 16, 16, 24),
+        (2, 16, 8, 12),
+        (2, 16, 4, 6),
+        (2, 16, 2, 3),
+        (2, 16, 1, 2),
+    ]
     with pytest.raises(ValueError, match="one number"):
         SimpleFPN([48, 48])
     with pytest.raises(ValueError, match="at least 4"):
@@ -226,20 +244,22 @@ def _plainmamba(record):
     return dict(name="test_plainmamba", model_args=args, out_norm=norms, out_norm_eps=1e-6), plainmamba_filter, "norm_l"
 
 
-@pytest.mark.parametrize("path, family", [
-    ("goldens/vmamba_custom_ln2d_r2-backbone", _vmamba),
-    ("goldens/vmamba_custom_v0-backbone", _vmamba),
-    ("ops/localmamba-backbone-local_vssm", _localvmamba),
-    ("ops/localmamba-backbone-local_vim", _localvim),
-    ("ops/localmamba-backbone-local_vim_ln", _localvim),
-    ("ops/plainmamba-backbone", _plainmamba),
-])
+@pytest.mark.parametrize(
+    "path, family",
+    [
+        ("goldens/vmamba_custom_ln2d_r2-backbone", _vmamba),
+        ("goldens/vmamba_custom_v0-backbone", _vmamba),
+        ("ops/localmamba-backbone-local_vssm", _localvmamba),
+        ("ops/localmamba-backbone-local_vim", _localvim),
+        ("ops/localmamba-backbone-local_vim_ln", _localvim),
+        ("ops/plainmamba-backbone", _plainmamba),
+    ],
+)
 def test_matches_the_originals_dense_wrapper(path, family):
     record = json.loads((DATA / f"{path}.json").read_text())
     recorded = record.get("outputs") or record["stages"]
     arguments, convert, norm_prefix = family(record)
-    backbone = VisionSSMBackbone(
-        **arguments, out_indices=record.get("out_indices", range(len(recorded)))).eval()
+    backbone = VisionSSMBackbone(**arguments, out_indices=record.get("out_indices", range(len(recorded)))).eval()
     weights = fill_state_dict(record["keys"], record)
     norms = {k: weights.pop(k) for k in list(weights) if k.startswith(norm_prefix)}
     if "ln1.weight" in weights:
@@ -247,7 +267,8 @@ def test_matches_the_originals_dense_wrapper(path, family):
     backbone.model.load_state_dict(convert(weights, backbone.model), strict=True)
     names = sorted({k.split(".")[0] for k in norms}, key=lambda k: (k == "ln1", k))
     backbone.out_norms.load_state_dict(
-        {f"{names.index(k.split('.')[0])}.{k.split('.', 1)[1]}": v for k, v in norms.items()}, strict=True)
+        {f"{names.index(k.split('.')[0])}.{k.split('.', 1)[1]}": v for k, v in norms.items()}, strict=True
+    )
     with torch.no_grad():
         maps = backbone(torch.from_numpy(reference_input(record["input_shape"], record["seed"])))
     for ours, expected in zip(maps, recorded, strict=True):

@@ -1,4 +1,5 @@
 """Every config builds, its channels and strides agree, and wrong ones are refused with the right list."""
+
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,13 @@ def test_segmenters_channels_agree(name):
     assert logits.shape == (1, model.decode_head.num_classes, *levels[0].shape[2:])
 
 
-@pytest.mark.parametrize("name, wrong, right", [
-    ("detection/digits/mask_rcnn_test_vmamba_digits.py", [96, 192, 384, 768], r"\[20, 32, 48, 64\]"),
-    ("detection/vim/cascade_mask_rcnn_vim_tiny_large_jitter_coco.py", 384, "192"),
-])
+@pytest.mark.parametrize(
+    "name, wrong, right",
+    [
+        ("detection/digits/mask_rcnn_test_vmamba_digits.py", [96, 192, 384, 768], r"\[20, 32, 48, 64\]"),
+        ("detection/vim/cascade_mask_rcnn_vim_tiny_large_jitter_coco.py", 384, "192"),
+    ],
+)
 def test_wrong_channels_of_a_neck_are_refused(name, wrong, right):
     cfg = read(name)
     cfg.model.neck.in_channels = wrong

@@ -1,4 +1,5 @@
 """Authors' detectors and segmenters: files made in their layout load and reproduce their recorded maps."""
+
 import json
 import os
 import subprocess
@@ -49,8 +50,12 @@ def _localvim(record):
 
 
 def _plainmamba(record):
-    return dict(name="test_plainmamba", model_args=plainmamba_parity.model_args(record["config"]),
-                out_norm=("layernorm", "model"), out_norm_eps=1e-6)
+    return dict(
+        name="test_plainmamba",
+        model_args=plainmamba_parity.model_args(record["config"]),
+        out_norm=("layernorm", "model"),
+        out_norm_eps=1e-6,
+    )
 
 
 CASES = [
@@ -135,13 +140,26 @@ def test_a_whole_file_goes_through_the_command(make_config, path, arguments, tmp
     theirs |= {f"backbone.{k}": v for k, v in fill_state_dict(record["keys"], record).items()}
     # mmengine pickles its log, objects of several classes, beside the weights
     log = {"log_scalars": {"train/loss": HistoryBuffer([1.0, 0.5], [1, 1])}, "resumed_keys": {"train/loss": True}}
-    torch.save({"meta": {"epoch": 12, "cfg": cfg.pretty_text}, "state_dict": theirs, "message_hub": log,
-                "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "epoch_12.pth")
+    torch.save(
+        {
+            "meta": {"epoch": 12, "cfg": cfg.pretty_text},
+            "state_dict": theirs,
+            "message_hub": log,
+            "optimizer": {"state": {}, "param_groups": []},
+        },
+        tmp_path / "epoch_12.pth",
+    )
 
-    command = [sys.executable, str(ROOT / "tools/convert.py"), str(config), str(tmp_path / "epoch_12.pth"),
-               str(tmp_path / "converted.pth")]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/convert.py"),
+        str(config),
+        str(tmp_path / "epoch_12.pth"),
+        str(tmp_path / "converted.pth"),
+    ]
     result = subprocess.run(
-        command, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)))
+        command, capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    )
     assert result.returncode == 0, result.stderr
 
     torch.manual_seed(1)
@@ -163,8 +181,9 @@ def _predict(model, x):
     if not hasattr(model, "roi_head"):
         return [model(x)]
     size = x.shape[2:]
-    sample = pytest.importorskip("mmdet.structures").DetDataSample(metainfo=dict(
-        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    sample = pytest.importorskip("mmdet.structures").DetDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    )
     model.test_cfg.rcnn.score_thr = 0.0
     found = model(x, [sample], mode="predict")[0].pred_instances
     return [found.bboxes, found.scores, found.masks]
@@ -180,16 +199,21 @@ def _published():
 @pytest.mark.parametrize("path", _published())
 def test_names_and_shapes_of_published_files_fit(path):
     cfg = Config.fromfile(path)
-    pytest.importorskip("mmcv._ext" if cfg.default_scope == "mmdet" else "mmseg.models",
-                        reason="mmseg, or mmcv with its operators, is not installed")
+    pytest.importorskip(
+        "mmcv._ext" if cfg.default_scope == "mmdet" else "mmseg.models",
+        reason="mmseg, or mmcv with its operators, is not installed",
+    )
     cfg.model.backbone.pretrained = False
     init_default_scope(cfg.default_scope)
     keys = json.loads((DATA / f"keys/{cfg.model.backbone.name}.json").read_text())["keys"]
     plain = "plainmamba" in cfg.model.backbone.name
     with torch.device("meta"):
         model = MODELS.build(cfg.model)
-        theirs = {f"backbone.{name.removeprefix('backbone.')}": torch.empty(shape) for name, shape in keys
-                  if not name.startswith(("classifier.", "head."))}
+        theirs = {
+            f"backbone.{name.removeprefix('backbone.')}": torch.empty(shape)
+            for name, shape in keys
+            if not name.startswith(("classifier.", "head."))
+        }
         channels = model.backbone.out_channels
         for i, width in enumerate(channels[:-1] if plain else channels):
             for kind in ("weight", "bias"):

@@ -1,4 +1,5 @@
 """Data that is missing or does not fit the model is refused before the first iteration; needs mmengine only."""
+
 import json
 
 import pytest
@@ -18,13 +19,21 @@ def cfg(tmp_path):
     (tmp_path / "train").mkdir()
     categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
     (tmp_path / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
-    dataset = dict(type="CocoDataset", data_root="data/", ann_file="train.json", data_prefix=dict(img="train/"),
-                   metainfo=dict(classes=("dog", "cat")))
-    return Config(dict(
-        train_dataloader=dict(dataset=dict(type="RepeatDataset", times=2, dataset=dataset)),
-        val_dataloader=None,
-        test_dataloader=dict(dataset=dict(type="ConcatDataset", datasets=[dataset])),
-        test_evaluator=dict(type="CocoMetric", ann_file="data/train.json")))
+    dataset = dict(
+        type="CocoDataset",
+        data_root="data/",
+        ann_file="train.json",
+        data_prefix=dict(img="train/"),
+        metainfo=dict(classes=("dog", "cat")),
+    )
+    return Config(
+        dict(
+            train_dataloader=dict(dataset=dict(type="RepeatDataset", times=2, dataset=dataset)),
+            val_dataloader=None,
+            test_dataloader=dict(dataset=dict(type="ConcatDataset", datasets=[dataset])),
+            test_evaluator=dict(type="CocoMetric", ann_file="data/train.json"),
+        )
+    )
 
 
 def test_another_folder_takes_the_place_of_all_roots(cfg, tmp_path):
@@ -98,10 +107,13 @@ def test_heads_and_annotations_must_have_the_classes():
         check_classes(Detector(1), Dataset("cat", [1]))
 
 
-@pytest.mark.parametrize("scope, absent, message", [
-    ("mmdet", "mmcv._ext", "needs the compiled operators of mmcv: not installed"),
-    ("mmseg", "mmseg", "needs mmseg: not installed"),
-])
+@pytest.mark.parametrize(
+    "scope, absent, message",
+    [
+        ("mmdet", "mmcv._ext", "needs the compiled operators of mmcv: not installed"),
+        ("mmseg", "mmseg", "needs mmseg: not installed"),
+    ],
+)
 def test_what_is_not_installed_is_named(monkeypatch, scope, absent, message):
     monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == absent else object())
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """Layer decay and the check of channels; needs mmengine only."""
+
 import pytest
 
 pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
@@ -20,8 +21,11 @@ class Detector(BaseModule):
 
 def _optimizer(model, **paramwise):
     cfg = dict(
-        type="OptimWrapper", optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1),
-        constructor="LayerDecayOptimWrapperConstructor", paramwise_cfg=paramwise)
+        type="OptimWrapper",
+        optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1),
+        constructor="LayerDecayOptimWrapperConstructor",
+        paramwise_cfg=paramwise,
+    )
     return build_optim_wrapper(model, cfg).optimizer
 
 
@@ -34,9 +38,9 @@ def test_every_layer_has_its_rate():
             found[names[id(parameter)]] = group["lr"], group["weight_decay"]
     assert set(found) == set(names.values())
     # four blocks: stem 0, blocks 1 to 4, norms, neck and head 5
-    assert found["backbone.model.patch_embed.proj.weight"] == (0.5 ** 5, 0.1)
-    assert found["backbone.model.pos_embed"] == (0.5 ** 5, 0.0)
-    assert found["backbone.model.blocks.0.mixer.in_proj.weight"] == (0.5 ** 4, 0.1)
+    assert found["backbone.model.patch_embed.proj.weight"] == (0.5**5, 0.1)
+    assert found["backbone.model.pos_embed"] == (0.5**5, 0.0)
+    assert found["backbone.model.blocks.0.mixer.in_proj.weight"] == (0.5**4, 0.1)
     assert found["backbone.model.blocks.3.mixer.in_proj.weight"] == (0.5, 0.1)
     assert found["backbone.model.blocks.3.mixer.ssm.D"] == (0.5, 0.0)  # named by no_weight_decay
     assert found["backbone.out_norms.0.weight"] == (1.0, 0.0)
@@ -51,16 +55,20 @@ def test_stages_and_downsampling_count_as_the_model_says():
     assert backbone.layer_id("model.stem.conv1.weight") == 0
     assert backbone.layer_id("model.stages.3.blocks.0.mixer.in_proj.weight") == backbone.num_layers - 1 == 5
     assert not {id(p) for p in backbone.model.stem.parameters()} & {
-        id(p) for group in optimizer.param_groups for p in group["params"]}
+        id(p) for group in optimizer.param_groups for p in group["params"]
+    }
     table = describe_groups(optimizer)
     assert len(table.splitlines()) == 1 + len(optimizer.param_groups)
     assert "0.9" in table
 
 
-@pytest.mark.parametrize("paramwise, message", [
-    (dict(layer_decay=0.0), "above 0"),
-    (dict(decay_rate=0.9), "layer_decay"),
-])
+@pytest.mark.parametrize(
+    "paramwise, message",
+    [
+        (dict(layer_decay=0.0), "above 0"),
+        (dict(decay_rate=0.9), "layer_decay"),
+    ],
+)
 def test_bad_options_are_refused(paramwise, message):
     with pytest.raises(ValueError, match=message):
         _optimizer(Detector(VisionSSMBackbone("test_vmamba")), **paramwise)

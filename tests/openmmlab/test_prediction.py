@@ -1,4 +1,5 @@
 """Detection and segmentation of image files by the command."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,17 @@ def files(tmp_path):
 
 
 def run(files, config, checkpoint="last.pth", image="image.png"):
-    return main([str(files / image), "--config", str(config), "--checkpoint", str(files / checkpoint),
-                 "--output", str(files / "out")])
+    return main(
+        [
+            str(files / image),
+            "--config",
+            str(config),
+            "--checkpoint",
+            str(files / checkpoint),
+            "--output",
+            str(files / "out"),
+        ]
+    )
 
 
 def drawn(files):

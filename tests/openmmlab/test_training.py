@@ -1,4 +1,5 @@
 """Two iterations of Mask R-CNN and of UPerNet with every family, on scenes of digits."""
+
 import os
 import re
 import subprocess
@@ -31,7 +32,8 @@ SEGMENTATION = ROOT / "configs/segmentation/digits/upernet_test_vmamba_digits.py
 HIERARCHICAL = ("test_vmamba", "test_localvmamba", "test_groupmamba")
 PLAIN = ("test_vim", "test_localvim", "test_plainmamba")
 compiled = pytest.mark.skipif(
-    "not __import__('importlib').util.find_spec('mmcv._ext')", reason="mmcv's operators are not compiled")
+    "not __import__('importlib').util.find_spec('mmcv._ext')", reason="mmcv's operators are not compiled"
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +122,9 @@ def test_mask_rcnn_trains(name, scenes, tmp_path):
         assert "val/coco/bbox_mAP_50" in runner.message_hub.log_scalars
 
 
-@pytest.mark.parametrize("config", [pytest.param(DETECTION, marks=compiled, id="detection"),
-                                    pytest.param(SEGMENTATION, id="segmentation")])
+@pytest.mark.parametrize(
+    "config", [pytest.param(DETECTION, marks=compiled, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+)
 def test_loaded_weights_survive_the_initialisation_of_the_whole_model(config, tmp_path):
     classifier = timm.create_model("test_vmamba", num_classes=10)
     torch.save({"arch": "test_vmamba", "state_dict": classifier.state_dict()}, tmp_path / "last.pth.tar")
@@ -160,20 +163,30 @@ def command(tool, *arguments, processes=None):
 
 def launch(tool, *arguments, processes=None):
     return subprocess.run(
-        command(tool, *arguments, processes=processes), capture_output=True, text=True, env=environment())
+        command(tool, *arguments, processes=processes), capture_output=True, text=True, env=environment()
+    )
 
 
 def options(scenes, iterations):
-    return ["--data-root", scenes, "--cfg-options", "model.backbone.pretrained=False", "train_dataloader.batch_size=2",
-            f"train_cfg.max_iters={iterations}", "train_cfg.val_interval=100000",
-            "default_hooks.checkpoint.interval=1", "default_hooks.logger.interval=1"]
+    return [
+        "--data-root",
+        scenes,
+        "--cfg-options",
+        "model.backbone.pretrained=False",
+        "train_dataloader.batch_size=2",
+        f"train_cfg.max_iters={iterations}",
+        "train_cfg.val_interval=100000",
+        "default_hooks.checkpoint.interval=1",
+        "default_hooks.logger.interval=1",
+    ]
 
 
 def test_a_killed_training_continues_from_its_last_checkpoint(scenes, tmp_path):
     train = ("openmmlab_train.py", SEGMENTATION, "--work-dir", tmp_path, "--resume")
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
-            command(*train, *options(scenes, 100000)), stdout=output, stderr=output, env=environment())
+            command(*train, *options(scenes, 100000)), stdout=output, stderr=output, env=environment()
+        )
         while launching.latest_checkpoint(tmp_path) is None and process.poll() is None:
             time.sleep(0.1)
         assert process.poll() is None, (tmp_path / "output").read_text()
@@ -201,14 +214,24 @@ def test_without_a_checkpoint_resuming_starts_anew(tmp_path):
     assert launching.latest_checkpoint(tmp_path) == str(tmp_path / "epoch_10.pth")
 
 
-@pytest.mark.parametrize("config", [pytest.param(DETECTION, marks=compiled, id="detection"),
-                                    pytest.param(SEGMENTATION, id="segmentation")])
+@pytest.mark.parametrize(
+    "config", [pytest.param(DETECTION, marks=compiled, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+)
 def test_two_processes_train_and_what_they_saved_is_tested_and_drawn(config, scenes, tmp_path):
     result = launch("openmmlab_train.py", config, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "iter_2.pth").is_file()
-    result = launch("openmmlab_test.py", config, tmp_path / "iter_2.pth", "--work-dir", tmp_path,
-                    "--show-dir", tmp_path / "pictures", "--data-root", scenes)
+    result = launch(
+        "openmmlab_test.py",
+        config,
+        tmp_path / "iter_2.pth",
+        "--work-dir",
+        tmp_path,
+        "--show-dir",
+        tmp_path / "pictures",
+        "--data-root",
+        scenes,
+    )
     assert result.returncode == 0, result.stderr
     assert ("bbox_mAP_50" if config == DETECTION else "mIoU") in result.stdout + result.stderr
     assert list((tmp_path / "pictures").rglob("*.png"))
@@ -228,8 +251,9 @@ def test_finetuning_begins_with_what_fits(checkpoint, scenes, tmp_path):
     init_default_scope("mmseg")
     model = MODELS.build(cfg.model)
     new = load_matching(model, checkpoint)
-    assert new == [f"{head}.conv_seg.{kind}" for head in ("decode_head", "auxiliary_head")
-                   for kind in ("weight", "bias")]
+    assert new == [
+        f"{head}.conv_seg.{kind}" for head in ("decode_head", "auxiliary_head") for kind in ("weight", "bias")
+    ]
     saved = torch.load(checkpoint, weights_only=False)["state_dict"]
     own = model.state_dict()
     assert all(torch.equal(own[k], saved[k]) for k in own if k not in new)
@@ -239,8 +263,14 @@ def test_finetuning_begins_with_what_fits(checkpoint, scenes, tmp_path):
 
 
 def test_the_launcher_finetunes(checkpoint, scenes, tmp_path, capfd):
-    arguments = [str(SEGMENTATION), "--work-dir", str(tmp_path), *map(str, options(scenes, 1)),
-                 "optim_wrapper.optimizer.lr=0.0", "default_hooks.visualization.draw=False"]
+    arguments = [
+        str(SEGMENTATION),
+        "--work-dir",
+        str(tmp_path),
+        *map(str, options(scenes, 1)),
+        "optim_wrapper.optimizer.lr=0.0",
+        "default_hooks.visualization.draw=False",
+    ]
     # the backbone comes from the file, not from a classifier that is not there
     arguments += [f"load_from={checkpoint}", "model.backbone.pretrained=absent.pth"]
     assert launching.train([*arguments, "experiment_name=finetune"]) == 0

@@ -44,13 +44,16 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *a: causal_conv1d(*a, order), (x, weight, bias))
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), [
-    (dict(weight=torch.zeros(4, 3)), ValueError, "weight has 4 channels but x has 5"),
-    (dict(bias=torch.zeros(3)), ValueError, "bias has 3 channels"),
-    (dict(order=torch.tensor([[0, 9]])), ValueError, "entries from 0 to 9"),
-    (dict(order=torch.zeros(1, 3)), TypeError, "int32 or int64"),
-    (dict(weight=torch.zeros(3, 5, 4), order=torch.zeros(2, 6, dtype=torch.int32)), ValueError, "routes disagree"),
-])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(weight=torch.zeros(4, 3)), ValueError, "weight has 4 channels but x has 5"),
+        (dict(bias=torch.zeros(3)), ValueError, "bias has 3 channels"),
+        (dict(order=torch.tensor([[0, 9]])), ValueError, "entries from 0 to 9"),
+        (dict(order=torch.zeros(1, 3)), TypeError, "int32 or int64"),
+        (dict(weight=torch.zeros(3, 5, 4), order=torch.zeros(2, 6, dtype=torch.int32)), ValueError, "routes disagree"),
+    ],
+)
 def test_bad_input_is_named(changes, error, message):
     arguments = {**dict(x=torch.zeros(2, 6, 5), weight=torch.zeros(5, 4)), **changes}
     with pytest.raises(error, match=message):

@@ -1,4 +1,5 @@
 """The operator: its contract, and the portable implementation against the step-by-step reference."""
+
 import json
 from pathlib import Path
 
@@ -27,8 +28,26 @@ def make_order(kind, k, L, T, generator):
     return torch.randint(-1 if kind == "padded" else 0, L, (k, T), generator=generator)
 
 
-def make_inputs(seed, *, b=2, L=7, T=None, k=2, d=3, N=2, rank=0, kind="permutation", u_index="token", index="token",
-                out="sum", shared=(), no_C=False, no_D=False, no_bias=False, dtype=torch.float64):
+def make_inputs(
+    seed,
+    *,
+    b=2,
+    L=7,
+    T=None,
+    k=2,
+    d=3,
+    N=2,
+    rank=0,
+    kind="permutation",
+    u_index="token",
+    index="token",
+    out="sum",
+    shared=(),
+    no_C=False,
+    no_D=False,
+    no_bias=False,
+    dtype=torch.float64,
+):
     """Random arguments of the operator; `shared` names the tensors without a route axis."""
     g = torch.Generator().manual_seed(seed)
     T = L if T is None or kind in ("raster", "permutation") else T
@@ -44,10 +63,15 @@ def make_inputs(seed, *, b=2, L=7, T=None, k=2, d=3, N=2, rank=0, kind="permutat
         return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
 
     args = dict(
-        u=sequence("u", u_index, d), delta=sequence("delta", index, rank or d), A=-parameter("A", d, N).exp(),
-        B=sequence("B", index, N), C=None if no_C else sequence("C", index, N), D=None if no_D else parameter("D", d),
+        u=sequence("u", u_index, d),
+        delta=sequence("delta", index, rank or d),
+        A=-parameter("A", d, N).exp(),
+        B=sequence("B", index, N),
+        C=None if no_C else sequence("C", index, N),
+        D=None if no_D else parameter("D", d),
         delta_bias=None if no_bias else parameter("delta_bias", d),
-        dt_weight=parameter("dt_weight", d, rank, dtype=dtype) if rank else None)
+        dt_weight=parameter("dt_weight", d, rank, dtype=dtype) if rank else None,
+    )
     order = make_order(kind, k, L, T, g)
     if order is None and k > 1 and all(n in shared for n, x in args.items() if x is not None):
         args["B"] = torch.randn(b, args["B"].shape[1], k, N, generator=g, dtype=torch.float64).to(dtype)
@@ -74,13 +98,25 @@ def assert_close(actual, expected, tolerance):
         assert error <= tolerance * max(1.0, e.double().abs().max().item()), (name, error)
 
 
-cases = st.fixed_dictionaries(dict(
-    seed=st.integers(0, 2**20), b=st.integers(1, 3), L=st.sampled_from([1, 2, 3, 7, 12, 31]),
-    T=st.sampled_from([1, 5, 18]), k=st.integers(1, 4), d=st.sampled_from([1, 2, 5]), N=st.sampled_from([1, 2, 5, 16]),
-    rank=st.sampled_from([0, 0, 1, 3]), kind=st.sampled_from(["raster", "permutation", "padded", "several"]),
-    u_index=st.sampled_from(["token", "step"]), index=st.sampled_from(["token", "step"]),
-    out=st.sampled_from(["sum", "route", "step"]), shared=st.sets(st.sampled_from(NAMES)),
-    no_D=st.booleans(), no_bias=st.booleans()))
+cases = st.fixed_dictionaries(
+    dict(
+        seed=st.integers(0, 2**20),
+        b=st.integers(1, 3),
+        L=st.sampled_from([1, 2, 3, 7, 12, 31]),
+        T=st.sampled_from([1, 5, 18]),
+        k=st.integers(1, 4),
+        d=st.sampled_from([1, 2, 5]),
+        N=st.sampled_from([1, 2, 5, 16]),
+        rank=st.sampled_from([0, 0, 1, 3]),
+        kind=st.sampled_from(["raster", "permutation", "padded", "several"]),
+        u_index=st.sampled_from(["token", "step"]),
+        index=st.sampled_from(["token", "step"]),
+        out=st.sampled_from(["sum", "route", "step"]),
+        shared=st.sets(st.sampled_from(NAMES)),
+        no_D=st.booleans(),
+        no_bias=st.booleans(),
+    )
+)
 
 
 @settings(max_examples=120, deadline=None)
@@ -153,8 +189,9 @@ def test_states_come_back_without_C():
 def test_zero_token_decays_the_state_by_softplus_of_the_bias():
     u = torch.tensor([[[1.0], [0.0]]])
     zeros, ones = torch.zeros(1, 2, 1), torch.ones(1, 2, 1)
-    y = selective_scan(u, zeros, -torch.ones(1, 1), ones, ones, delta_bias=torch.tensor([0.5]),
-                       order=torch.tensor([[0, -1, -1, 1]]))
+    y = selective_scan(
+        u, zeros, -torch.ones(1, 1), ones, ones, delta_bias=torch.tensor([0.5]), order=torch.tensor([[0, -1, -1, 1]])
+    )
     step = torch.nn.functional.softplus(torch.tensor(0.5))
     expected = torch.stack([step, step * torch.exp(-3 * step)])
     torch.testing.assert_close(y[0, :, 0], expected)
@@ -183,9 +220,15 @@ def test_recorded_scan():
     for x in leaves.values():
         x.requires_grad_()
     y = selective_scan(
-        leaves["u"].view(b, k, c, L).permute(0, 3, 1, 2), leaves["delta"].view(b, k, c, L).permute(0, 3, 1, 2),
-        leaves["A"].view(k, c, n), leaves["B"].permute(0, 3, 1, 2), leaves["C"].permute(0, 3, 1, 2),
-        leaves["D"].view(k, c), leaves["delta_bias"].view(k, c), out="step")
+        leaves["u"].view(b, k, c, L).permute(0, 3, 1, 2),
+        leaves["delta"].view(b, k, c, L).permute(0, 3, 1, 2),
+        leaves["A"].view(k, c, n),
+        leaves["B"].permute(0, 3, 1, 2),
+        leaves["C"].permute(0, 3, 1, 2),
+        leaves["D"].view(k, c),
+        leaves["delta_bias"].view(k, c),
+        out="step",
+    )
     y = y.permute(0, 2, 3, 1).reshape(b, k * c, L)
     np.testing.assert_allclose(y.detach().numpy().ravel(), case["output"]["data"], rtol=1e-5, atol=1e-5)
     grads = torch.autograd.grad((y * normal((b, k * c, L), 28)).sum(), list(leaves.values()))
@@ -195,6 +238,7 @@ def test_recorded_scan():
 
 
 # --- torch.library ----------------------------------------------------------------------------------------------------
+
 
 def test_opcheck():
     args, options = make_inputs(6, rank=2, dtype=torch.float32)
@@ -244,6 +288,7 @@ def test_no_graph_is_kept_without_gradients():
 
 
 # --- backends and bad input -------------------------------------------------------------------------------------------
+
 
 def test_backend_choice(monkeypatch):
     args, options = make_inputs(12)

@@ -1,4 +1,5 @@
 """The Triton kernels compile for GPUs that are not here, without spilling registers."""
+
 import os
 import subprocess
 import sys

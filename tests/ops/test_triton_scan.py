@@ -2,6 +2,7 @@
 
 The interpreter must be chosen before triton is imported, which tests/conftest.py does.
 """
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -56,7 +57,7 @@ def compare(dtype=torch.float32, tolerance=None, **case):
 @pytest.mark.parametrize("L", [1, 2, 3, 17])
 @pytest.mark.parametrize(("N", "rank"), [(1, 3), (3, 0)])
 def test_lengths(L, N, rank):
-    compare(seed=L, b=1, L=L, k=2, d=5, N=N, rank=rank, shared=("u", ))
+    compare(seed=L, b=1, L=L, k=2, d=5, N=N, rank=rank, shared=("u",))
 
 
 @pytest.mark.parametrize("N", [1, 4])
@@ -72,7 +73,7 @@ def test_orders_and_outputs(N, kind, out):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_routes_of_one_program(monkeypatch, N, k, routes, kind, dtype):
     monkeypatch.setattr(config, "routes_per_program", lambda *_: routes)
-    compare(seed=18, b=2, L=18, T=19, k=k, d=3, N=N, kind=kind, shared=("u", ), dtype=dtype)
+    compare(seed=18, b=2, L=18, T=19, k=k, d=3, N=N, kind=kind, shared=("u",), dtype=dtype)
 
 
 @pytest.mark.parametrize(("d", "span"), [(33, 3), (64, 2)])
@@ -94,7 +95,7 @@ def test_storage_by_step(u_index, index, kind, rank):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("walking")
 def test_tensors_shared_by_routes(name):
-    compare(seed=3, b=1, L=6, k=3, d=2, N=1, rank=2, shared=(name, ))
+    compare(seed=3, b=1, L=6, k=3, d=2, N=1, rank=2, shared=(name,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -152,8 +153,9 @@ def test_views_with_gaps():
     def scan(rows, wide, A, weight, backend):
         leaves = [x.clone().requires_grad_() for x in (rows, wide, A, weight)]
         delta, B, C = leaves[0].split([3, 1, 1], -1)
-        y = selective_scan(leaves[1][..., 2:6], delta, leaves[2], B, C, dt_weight=leaves[3], out="route",
-                           backend=backend)
+        y = selective_scan(
+            leaves[1][..., 2:6], delta, leaves[2], B, C, dt_weight=leaves[3], out="route", backend=backend
+        )
         return y, torch.autograd.grad(y.sum(), leaves)
 
     tensors = rows, wide, A, weight
@@ -178,8 +180,11 @@ def test_out_dtype():
     tensors = {n: on_device(x) for n, x in args.items()}
     options = {n: on_device(x) for n, x in options.items()}
     y = selective_scan(**tensors, **options, out_dtype=torch.float32, backend="triton")
-    expected = selective_scan(**in_float64(args), **{n: x.cpu() if isinstance(x, torch.Tensor) else x
-                                                     for n, x in options.items()}, backend="reference")
+    expected = selective_scan(
+        **in_float64(args),
+        **{n: x.cpu() if isinstance(x, torch.Tensor) else x for n, x in options.items()},
+        backend="reference",
+    )
     assert y.dtype == torch.float32 and expected.abs().max() > 65504
     torch.testing.assert_close(y.double().cpu(), expected, rtol=4e-3, atol=4e-3 * expected.abs().max().item())
 
@@ -202,8 +207,12 @@ def test_same_bits_twice():
     assert torch.equal(y1, y2) and all(torch.equal(g1[n], g2[n]) for n in g1)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(case=cases)
 @pytest.mark.usefixtures("walking")
 def test_random_cases(case):
@@ -215,7 +224,7 @@ def test_random_cases(case):
 def test_no_result_per_route_exists(monkeypatch):
     """Where one program walks all routes, their sum needs no pass of its own, forward and backward."""
     monkeypatch.setattr(launch, "_merge", None)
-    compare(seed=19, b=1, L=6, k=4, d=3, N=1, shared=("u", ))
+    compare(seed=19, b=1, L=6, k=4, d=3, N=1, shared=("u",))
 
 
 def test_compiles_without_graph_breaks():
@@ -245,7 +254,7 @@ def test_what_a_table_is_found_to_do():
     merged, apart = tables.table_visits(order, 3, True), tables.table_visits(order, 3, False)
 
     def rows(visits, bin):
-        return visits.index[visits.start[bin]:visits.start[bin + 1]].tolist()
+        return visits.index[visits.start[bin] : visits.start[bin + 1]].tolist()
 
     assert [rows(merged, i) for i in range(3)] == [[0, 4, 5], [1], [2]]
     assert [rows(apart, i) for i in range(6)] == [[0, 4], [5], [], [1], [2], []]
@@ -253,20 +262,25 @@ def test_what_a_table_is_found_to_do():
         tables.table_use(torch.tensor([[0, 3]]), 3)
 
 
-@pytest.mark.parametrize(("programs", "steps", "expected"), [
-    (10000, 3136, 1), (24, 66800, 33), (8, 3136, 12), (8, 100, 1)])
+@pytest.mark.parametrize(
+    ("programs", "steps", "expected"), [(10000, 3136, 1), (24, 66800, 33), (8, 3136, 12), (8, 100, 1)]
+)
 def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
     assert config.segments(programs, 1, steps, 132) == expected
 
 
-@pytest.mark.parametrize(("routes", "channels", "programs", "expected"), [
-    (4, 96, 1536, 2), (4, 96, 4096, 4), (3, 96, 2112, 3), (4, 96, 600, 1), (4, 87, 4096, 1)])
+@pytest.mark.parametrize(
+    ("routes", "channels", "programs", "expected"),
+    [(4, 96, 1536, 2), (4, 96, 4096, 4), (3, 96, 2112, 3), (4, 96, 600, 1), (4, 87, 4096, 1)],
+)
 def test_programs_walk_several_routes_where_programs_are_many(routes, channels, programs, expected):
     assert config.routes_per_program(routes, channels, programs, 1, 132) == expected
 
 
-@pytest.mark.parametrize(("states", "rank", "programs", "expected"), [
-    (16, 6, 6144, 6), (16, 6, 12288, 12), (16, 24, 12288, 1), (1, 6, 12288, 1), (16, 0, 12, 1)])
+@pytest.mark.parametrize(
+    ("states", "rank", "programs", "expected"),
+    [(16, 6, 6144, 6), (16, 6, 12288, 12), (16, 24, 12288, 1), (1, 6, 12288, 1), (16, 0, 12, 1)],
+)
 def test_programs_walk_several_blocks_where_programs_are_many(states, rank, programs, expected):
     assert config.blocks_per_program(12, states, rank, programs, 1, 132) == expected
 

@@ -15,6 +15,7 @@ A family adds one module to this package with
 Weights are functions of the original's parameter names. They are filled as leaves of the autograd graph and converted
 by the family's checkpoint filter, so gradients come back under the original's names whatever the filter does.
 """
+
 import fnmatch
 import importlib
 import json
@@ -37,8 +38,21 @@ sys.path.insert(0, str(DATA))
 from reference_weights import fill, reference_input, sample  # noqa: E402
 
 __all__ = [
-    "DATA", "Case", "Deviation", "cases", "compare", "compare_operator", "compare_summary", "families", "fill",
-    "fill_state_dict", "keys_of", "operators", "reference_input", "registered_names", "sample",
+    "DATA",
+    "Case",
+    "Deviation",
+    "cases",
+    "compare",
+    "compare_operator",
+    "compare_summary",
+    "families",
+    "fill",
+    "fill_state_dict",
+    "keys_of",
+    "operators",
+    "reference_input",
+    "registered_names",
+    "sample",
 ]
 
 
@@ -103,8 +117,11 @@ def keys_of(variant: str) -> dict:
 def families() -> dict[str, ModuleType]:
     """The modules of this package that stand for a family."""
     names = (m.name for m in pkgutil.iter_modules(__path__))
-    return {name: importlib.import_module(f"{__name__}.{name}") for name in names
-            if name != "tolerances" and not name.startswith("test_")}
+    return {
+        name: importlib.import_module(f"{__name__}.{name}")
+        for name in names
+        if name != "tolerances" and not name.startswith("test_")
+    }
 
 
 @cache
@@ -125,9 +142,9 @@ def operators() -> dict[str, str]:
 
 
 def fill_state_dict(
-        keys: list[tuple[str, tuple[int, ...]]],
-        record: dict | None = None,
-        leaves: Container[str] = (),
+    keys: list[tuple[str, tuple[int, ...]]],
+    record: dict | None = None,
+    leaves: Container[str] = (),
 ) -> dict[str, Tensor]:
     """The deterministic weights of a recorded run under the original's names, without the buffers it computed.
 
@@ -216,8 +233,11 @@ def compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float = 
 def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict) -> Iterator[Deviation]:
     ours = grad_input.double().numpy()
     expected = np.array(recorded["input"]["sample"])
-    yield Deviation("gradient of the input", float(np.abs(sample(ours, expected.size) - expected).max()),
-                    tolerances.GRADIENTS * float(np.abs(expected).max()))
+    yield Deviation(
+        "gradient of the input",
+        float(np.abs(sample(ours, expected.size) - expected).max()),
+        tolerances.GRADIENTS * float(np.abs(expected).max()),
+    )
     norms = recorded["param_l2"]
     floor = tolerances.GRADIENT_FLOOR * max(norms.values())
     worst = Deviation("gradient norms", 0.0, 1.0)

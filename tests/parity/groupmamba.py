@@ -1,4 +1,5 @@
 """GroupMamba against the recorded runs of the original."""
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,9 +22,14 @@ def build(case: Case) -> GroupMamba:
         return timm.create_model(registered_names()[case.variant]).eval()
     config = case.config
     return GroupMamba(
-        num_classes=config["num_classes"], dims=config["embed_dims"], depths=config["depths"],
-        mlp_ratios=config["mlp_ratios"], stem_dim=config["stem_hidden_dim"], distilled=config["distillation"],
-        norm_eps=config["norm_eps"]).eval()
+        num_classes=config["num_classes"],
+        dims=config["embed_dims"],
+        depths=config["depths"],
+        mlp_ratios=config["mlp_ratios"],
+        stem_dim=config["stem_hidden_dim"],
+        distilled=config["distillation"],
+        norm_eps=config["norm_eps"],
+    ).eval()
 
 
 def convert(state_dict: dict[str, Tensor], model: GroupMamba) -> dict[str, Tensor]:
@@ -48,7 +54,8 @@ def _layer(record: dict) -> Iterator[Deviation]:
     for table in record["routes"]:
         height, width = table["H"], table["W"]
         yield compare_operator(
-            f"routes {height} x {width}", scan_table("cross", height, width), np.array(table["routes"]), 0.0)
+            f"routes {height} x {width}", scan_table("cross", height, width), np.array(table["routes"]), 0.0
+        )
     for case in record["layers"]:
         dim, height, width = case["dim"], case["H"], case["W"]
         mixer = ModulatedGroupMixer(dim, "cross")
@@ -58,8 +65,9 @@ def _layer(record: dict) -> Iterator[Deviation]:
         x = torch.from_numpy(reference_input((2, height * width, dim), 51)).unflatten(1, (height, width))
         with torch.no_grad():
             y = mixer(x).flatten(1, 2)
-        yield compare_operator(f"layer {dim} {height} x {width}", y,
-                               np.array(case["output"]["data"]).reshape(case["output"]["shape"]))
+        yield compare_operator(
+            f"layer {dim} {height} x {width}", y, np.array(case["output"]["data"]).reshape(case["output"]["shape"])
+        )
 
 
 OPERATORS = {"groupmamba-layer": _layer}

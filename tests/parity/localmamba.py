@@ -1,4 +1,5 @@
 """LocalVMamba and LocalVim against the recorded runs of the original."""
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -117,8 +118,12 @@ def _scan_orders(record: dict) -> Iterator[Deviation]:
 
 
 _SS2D_NAMES = dict(
-    x_proj_weight="ssm.x_proj_weight", dt_projs_weight="ssm.dt_weight", dt_projs_bias="ssm.dt_bias",
-    A_logs="ssm.A_log", Ds="ssm.D")
+    x_proj_weight="ssm.x_proj_weight",
+    dt_projs_weight="ssm.dt_weight",
+    dt_projs_bias="ssm.dt_bias",
+    A_logs="ssm.A_log",
+    Ds="ssm.D",
+)
 
 
 def _ss2d(record: dict) -> Iterator[Deviation]:
@@ -141,7 +146,8 @@ def _mixer(record: dict) -> Iterator[Deviation]:
     class_token = config.get("use_middle_cls_token", False)
     # the filter converts whole models, so the mixer is converted as part of one
     model = LocalVim(
-        img_size=16, num_classes=0, embed_dim=24, depth=1, class_token=class_token, rope_size=0, scan=scans)
+        img_size=16, num_classes=0, embed_dim=24, depth=1, class_token=class_token, rope_size=0, scan=scans
+    )
     prefix = "blocks.0.mixer."
     source = {f"layers.0.mixer.{name}": value for name, value in _fill(record["keys"]).items()}
     source |= {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}

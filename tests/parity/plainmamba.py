@@ -1,4 +1,5 @@
 """PlainMamba against the recorded runs of the original."""
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -67,15 +68,17 @@ def _scan_orders(record: dict) -> Iterator[Deviation]:
     for table in record["tables"]:
         for kind, ours in (("orders", scan_table), ("inverse", inverse_table), ("directions", direction_table)):
             yield compare_operator(
-                f"{kind} {table['hw'][0]} x {table['hw'][1]}", ours("snake", *table["hw"]), np.array(table[kind]), 0.0)
+                f"{kind} {table['hw'][0]} x {table['hw'][1]}", ours("snake", *table["hw"]), np.array(table[kind]), 0.0
+            )
 
 
 def _mixer(record: dict) -> Iterator[Deviation]:
     height, width = record["hw"]
     mixer = DirectionalMixer(24)
     prefix = "blocks.0.mixer."
-    weights = {convert_name(f"layers.0.mamba.{key}"): torch.from_numpy(fill(key, shape))
-               for key, shape in record["keys"]}
+    weights = {
+        convert_name(f"layers.0.mamba.{key}"): torch.from_numpy(fill(key, shape)) for key, shape in record["keys"]
+    }
     mixer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, strict=True)
     x = torch.from_numpy(reference_input((2, height * width, 24), seed=3))
     with torch.no_grad():
@@ -96,8 +99,13 @@ def _backbone(record: dict) -> Iterator[Deviation]:
     x = torch.from_numpy(reference_input(record["input_shape"], record["seed"]))
     with torch.no_grad():
         final, stream = model.forward_intermediates(x, indices=record["out_indices"])
-        first = F.layer_norm(stream[0].permute(0, 2, 3, 1), stream[0].shape[1:2], norms["norm_layer0.weight"],
-                             norms["norm_layer0.bias"], 1e-6)
+        first = F.layer_norm(
+            stream[0].permute(0, 2, 3, 1),
+            stream[0].shape[1:2],
+            norms["norm_layer0.weight"],
+            norms["norm_layer0.bias"],
+            1e-6,
+        )
         maps = [first.permute(0, 3, 1, 2), final.transpose(1, 2).unflatten(2, stream[0].shape[2:])]
     for ours, out in zip(maps, record["outputs"], strict=True):
         yield compare_summary(out["name"], ours, out)

@@ -1,4 +1,5 @@
 """Every recorded case of every family, at the tolerances of tolerances.py."""
+
 import json
 
 import pytest

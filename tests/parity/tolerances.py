@@ -1,4 +1,5 @@
 """How far a result may lie from the recorded one."""
+
 LOGITS = 1e-4  # times max(1, standard deviation of the recorded values)
 STAGES = 1e-4  # the same
 GRADIENTS = 1e-3  # relative, or GRADIENT_FLOOR of the largest recorded norm

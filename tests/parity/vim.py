@@ -1,4 +1,5 @@
 """Vim against the recorded runs of the original."""
+
 from collections.abc import Iterator
 
 import timm
@@ -57,8 +58,10 @@ def outputs(model: Vim, x: Tensor, case: Case) -> dict[str, Tensor]:
 
 def _mixer(record: dict) -> Iterator[Deviation]:
     source = fill_state_dict([(f"layers.0.mixer.{name}", tuple(shape)) for name, shape in record["keys"]])
-    source = {name: torch.from_numpy(fill(name.removeprefix("layers.0.mixer."), tuple(value.shape)))
-              for name, value in source.items()}
+    source = {
+        name: torch.from_numpy(fill(name.removeprefix("layers.0.mixer."), tuple(value.shape)))
+        for name, value in source.items()
+    }
     mixer = VimMixer(24, "bidirectional", with_middle_token=True, average=True)
     prefix = "blocks.0.mixer."
     model = Vim(img_size=16, embed_dim=24, depth=1, num_classes=0)
@@ -84,12 +87,12 @@ def _shaped(record: dict, name: str):
 def _pos_embed(record: dict) -> Iterator[Deviation]:
     table = torch.from_numpy(fill("pos_embed", (1, 17, 8)))
     ours = resample_pos_embed(table, (4, 4), (6, 6), with_middle_token=True)
-    yield compare_operator(
-        "middle entry kept", ours, torch.tensor(record["corrected"]).view(record["shape"]).numpy())
+    yield compare_operator("middle entry kept", ours, torch.tensor(record["corrected"]).view(record["shape"]).numpy())
     # the original takes entry 0 for the class token's; its stride-8 models were initialised so
     original = torch.cat([table[:, :1], resample_pos_embed(table[:, 1:], (4, 4), (6, 6), with_middle_token=False)], 1)
     yield compare_operator(
-        "first entry kept, as the original", original, torch.tensor(record["original"]).view(record["shape"]).numpy())
+        "first entry kept, as the original", original, torch.tensor(record["original"]).view(record["shape"]).numpy()
+    )
 
 
 OPERATORS = {

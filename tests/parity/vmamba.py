@@ -1,4 +1,5 @@
 """VMamba against the recorded runs of the original."""
+
 from collections.abc import Iterator
 
 import numpy as np
@@ -85,11 +86,23 @@ def _ss2d(record: dict) -> Iterator[Deviation]:
     for case in record["cases"]:
         config = case["config"]
         dim, gated = config["d_model"], not config["forward_type"].endswith("_noz")
-        mixer = SS2D(dim, int(config["ssm_ratio"] * dim), config["d_state"], dt_rank=-(-dim // 16), gated=gated,
-                     conv_bias=config.get("conv_bias", True), norm_layer=torch.nn.LayerNorm)
+        mixer = SS2D(
+            dim,
+            int(config["ssm_ratio"] * dim),
+            config["d_state"],
+            dt_rank=-(-dim // 16),
+            gated=gated,
+            conv_bias=config.get("conv_bias", True),
+            norm_layer=torch.nn.LayerNorm,
+        )
         weights = _fill(case["keys"])
-        names = dict(x_proj_weight="ssm.x_proj_weight", A_logs="ssm.A_log", Ds="ssm.D", dt_projs_weight="ssm.dt_weight",
-                     dt_projs_bias="ssm.dt_bias")
+        names = dict(
+            x_proj_weight="ssm.x_proj_weight",
+            A_logs="ssm.A_log",
+            Ds="ssm.D",
+            dt_projs_weight="ssm.dt_weight",
+            dt_projs_bias="ssm.dt_bias",
+        )
         own = mixer.state_dict()
         converted = {names.get(k, k.replace("conv2d.", "conv.")): v for k, v in weights.items()}
         mixer.load_state_dict({k: v.reshape(own[k].shape) for k, v in converted.items()}, strict=True)
@@ -112,7 +125,8 @@ def _patch_merging(record: dict) -> Iterator[Deviation]:
         with torch.no_grad():
             y = layer(x.permute(0, 2, 3, 1) if nchw else x)
         yield compare_operator(
-            f"input {case['input_shape']}", y.permute(0, 3, 1, 2) if nchw else y, _recorded(case["output"]))
+            f"input {case['input_shape']}", y.permute(0, 3, 1, 2) if nchw else y, _recorded(case["output"])
+        )
 
 
 def _cross_scan(record: dict) -> Iterator[Deviation]:
@@ -125,17 +139,31 @@ def _cross_scan(record: dict) -> Iterator[Deviation]:
     order = scan_table("cross", 4, 6)
     ones = torch.ones(2, 24, 4, 1)
     y = selective_scan(
-        sequences, torch.full((2, 24, 4, 3), 100.0), torch.full((4, 3, 1), -100.0), ones / 100, ones, order=order,
-        num_tokens=24, u_index="step", index="step")
+        sequences,
+        torch.full((2, 24, 4, 3), 100.0),
+        torch.full((4, 3, 1), -100.0),
+        ones / 100,
+        ones,
+        order=order,
+        num_tokens=24,
+        u_index="step",
+        index="step",
+    )
     yield compare_operator("merge", y.permute(0, 2, 1), _recorded(record["merge"]["output"]))
 
 
 def _selective_scan(record: dict) -> Iterator[Deviation]:
     batch, routes, c, states, length = (record["shapes"][k] for k in ("B", "K", "c", "N", "L"))
 
-    u, delta, b, grad = (torch.from_numpy(reference_input(shape, seed)) for shape, seed in (
-        ((batch, routes * c, length), 21), ((batch, routes * c, length), 22), ((batch, routes, states, length), 23),
-        ((batch, routes * c, length), 28)))
+    u, delta, b, grad = (
+        torch.from_numpy(reference_input(shape, seed))
+        for shape, seed in (
+            ((batch, routes * c, length), 21),
+            ((batch, routes * c, length), 22),
+            ((batch, routes, states, length), 23),
+            ((batch, routes * c, length), 28),
+        )
+    )
     C = torch.from_numpy(reference_input((batch, routes, states, length), 24))
     A = -torch.exp(0.5 * torch.from_numpy(reference_input((routes * c, states), 25)))
     D, bias = (torch.from_numpy(reference_input((routes * c,), seed)) for seed in (26, 27))
@@ -146,9 +174,20 @@ def _selective_scan(record: dict) -> Iterator[Deviation]:
     def by_token(t):
         return t.reshape(batch, routes, -1, length).permute(0, 3, 1, 2)
 
-    y = selective_scan(
-        by_token(u), by_token(delta), A.view(routes, c, states), by_token(b), by_token(C), D.view(routes, c),
-        bias.view(routes, c), out="route").permute(0, 2, 3, 1).flatten(1, 2)
+    y = (
+        selective_scan(
+            by_token(u),
+            by_token(delta),
+            A.view(routes, c, states),
+            by_token(b),
+            by_token(C),
+            D.view(routes, c),
+            bias.view(routes, c),
+            out="route",
+        )
+        .permute(0, 2, 3, 1)
+        .flatten(1, 2)
+    )
     yield compare_operator("output", y, _recorded(record["output"]))
     grads = torch.autograd.grad((y * grad).sum(), list(leaves.values()))
     for (name, _), value in zip(leaves.items(), grads, strict=True):

@@ -1,4 +1,5 @@
 """What every order promises, on every size of map."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +8,18 @@ from hypothesis import strategies as st
 from visionssm.scans import direction_table, insert_token, inverse_table, list_scans, num_routes, scan_table
 
 SIZES = {"height": st.integers(1, 17), "width": st.integers(1, 19)}
-PERMUTATIONS = ["bidirectional", "continuous", "cross", "hilbert", "raster", "snake", "spiral", "vertical", "zigzag",
-                "zorder"]
+PERMUTATIONS = [
+    "bidirectional",
+    "continuous",
+    "cross",
+    "hilbert",
+    "raster",
+    "snake",
+    "spiral",
+    "vertical",
+    "zigzag",
+    "zorder",
+]
 PADDED = ["local<k>", "window<k>"]
 PARTITIONS = ["atrous<k>", "skip<k>"]
 
@@ -86,8 +97,9 @@ def test_zigzag_has_eight_forms_of_diagonal_steps(height, width):
     assert torch.maximum(row.diff().abs(), column.diff().abs()).le(1).all()  # a step to one of the eight neighbours
     if min(height, width) > 1:
         assert len({tuple(route) for route in table.tolist()}) == 8
-    corners = torch.tensor([0, 0, width - 1, width - 1, (height - 1) * width, (height - 1) * width,
-                            height * width - 1, height * width - 1])
+    corners = torch.tensor(
+        [0, 0, width - 1, width - 1, (height - 1) * width, (height - 1) * width, height * width - 1, height * width - 1]
+    )
     assert torch.equal(table[:, 0], corners)
 
 
@@ -101,8 +113,9 @@ def test_hilbert_on_a_square_fills_quadrant_after_quadrant():
         table = scan_table("hilbert", side, side)[0].long()
         half = side // 2
         for quadrant in table.view(4, -1):
-            assert len(set(zip((quadrant // side // half).tolist(), (quadrant % side // half).tolist(),
-                               strict=True))) == 1
+            assert (
+                len(set(zip((quadrant // side // half).tolist(), (quadrant % side // half).tolist(), strict=True))) == 1
+            )
 
 
 def test_zorder_small():
@@ -133,7 +146,7 @@ def test_insert_token(name, height, width):
     longer = insert_token(table, num_tokens)
     assert torch.equal(longer, scan_table(name, height, width, middle_token=True))
     assert (longer[:, middle] == middle).all()
-    rest = torch.cat([longer[:, :middle], longer[:, middle + 1:]], dim=1)
+    rest = torch.cat([longer[:, :middle], longer[:, middle + 1 :]], dim=1)
     assert not (rest == middle).any()
     assert torch.equal(rest - (rest > middle).int(), table)
 

@@ -1,4 +1,5 @@
 """Pictures of scan orders, and the page that shows them."""
+
 import importlib.util
 import io
 import re
@@ -22,10 +23,19 @@ def load_tool():
     return tool
 
 
-@pytest.mark.parametrize(("name", "height", "width"), [
-    ("cross", 3, 5), ("window3", 4, 4), ("window3_flip", 4, 7), ("window7", 4, 6), ("atrous2", 5, 4),
-    ("atrous2_flip", 3, 3), ("atrous3", 1, 1), ("hilbert", 1, 6),
-])
+@pytest.mark.parametrize(
+    ("name", "height", "width"),
+    [
+        ("cross", 3, 5),
+        ("window3", 4, 4),
+        ("window3_flip", 4, 7),
+        ("window7", 4, 6),
+        ("atrous2", 5, 4),
+        ("atrous2_flip", 3, 3),
+        ("atrous3", 1, 1),
+        ("hilbert", 1, 6),
+    ],
+)
 def test_path_is_the_table_on_the_padded_map(name, height, width):
     table = scan_table(name, height, width)
     paths = np.stack(scan_pictures._paths(name, height, width))
@@ -45,10 +55,15 @@ def test_padding_of_unknown_shape_is_left_out(monkeypatch):
     assert [path.tolist() for path in paths] == [[[0, 1], [0, 0]]]
 
 
-@pytest.mark.parametrize(("names", "size"), [
-    (["raster", "atrous2"], (1, 1)), (["zigzag"], (1, 5)), (["raster+window3_flip+atrous2"], (4, 4)),
-    (["hilbert"], (31, 20)),
-])
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [
+        (["raster", "atrous2"], (1, 1)),
+        (["zigzag"], (1, 5)),
+        (["raster+window3_flip+atrous2"], (4, 4)),
+        (["hilbert"], (31, 20)),
+    ],
+)
 def test_draws_one_panel_per_route(names, size):
     figure = scan_pictures.draw_scans(names, *size)
     panels = [panel for panel in figure.axes if panel.lines]
@@ -71,12 +86,15 @@ def test_tool_writes_a_picture(tmp_path, capsys):
     assert [path.name for path in file.parent.iterdir()] == ["one.png"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--order", "spyral", "-o", "x.png"], "did you mean 'spiral'"),
-    (["--order", "spiral", "-o", "x.jpg"], "ends in .png, found x.jpg"),
-    (["--order", "spiral", "--height", "0", "-o", "x.png"], "at least 1 x 1 tokens, found 0 x 8"),
-    (["--order", "all", "-o", "x.png"], "expected a folder, found x.png"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--order", "spyral", "-o", "x.png"], "did you mean 'spiral'"),
+        (["--order", "spiral", "-o", "x.jpg"], "ends in .png, found x.jpg"),
+        (["--order", "spiral", "--height", "0", "-o", "x.png"], "at least 1 x 1 tokens, found 0 x 8"),
+        (["--order", "all", "-o", "x.png"], "expected a folder, found x.png"),
+    ],
+)
 def test_tool_refuses(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as error:
@@ -101,7 +119,7 @@ def test_page_names_and_shows_every_order():
 def test_example_of_the_page_runs(monkeypatch):
     monkeypatch.setattr(registry, "_orders", dict(registry._orders))
     page = (ROOT / "docs" / "scans.md").read_text()
-    code, = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert "vmamba_tiny_s1l8" in code
     variables = {"__name__": "example"}
     exec(code.replace("vmamba_tiny_s1l8", "test_vmamba"), variables)  # the small model, to be quick

@@ -1,4 +1,5 @@
 """The orders against the tables recorded from the original models."""
+
 import json
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """Names: registering, composing, errors; and the cache of tables."""
+
 import pytest
 import torch
 
@@ -21,11 +22,28 @@ def clean_registry(monkeypatch):
     monkeypatch.setattr(registry, "_orders", dict(registry._orders))
 
 
-@pytest.mark.parametrize(("name", "routes"), [
-    ("raster", 1), ("bidirectional", 2), ("vertical", 1), ("cross", 4), ("window7", 1), ("local2_flip", 1),
-    ("snake", 4), ("continuous", 4), ("atrous2", 4), ("skip3", 9), ("zigzag", 8), ("hilbert", 1), ("zorder", 1),
-    ("spiral", 1), ("raster+vertical_flip+window2+window7_flip", 4), ("cross+cross", 8), ("atrous2+atrous3_flip", 13),
-])
+@pytest.mark.parametrize(
+    ("name", "routes"),
+    [
+        ("raster", 1),
+        ("bidirectional", 2),
+        ("vertical", 1),
+        ("cross", 4),
+        ("window7", 1),
+        ("local2_flip", 1),
+        ("snake", 4),
+        ("continuous", 4),
+        ("atrous2", 4),
+        ("skip3", 9),
+        ("zigzag", 8),
+        ("hilbert", 1),
+        ("zorder", 1),
+        ("spiral", 1),
+        ("raster+vertical_flip+window2+window7_flip", 4),
+        ("cross+cross", 8),
+        ("atrous2+atrous3_flip", 13),
+    ],
+)
 def test_number_of_routes(name, routes):
     check_scan(name)
     assert num_routes(name) == routes
@@ -55,17 +73,20 @@ def test_bidirectional_is_raster_both_ways():
     assert torch.equal(scan_table("bidirectional", 3, 5), scan_table("raster+raster_flip", 3, 5))
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("hilbrt", "unknown scan order 'hilbrt'; did you mean 'hilbert'"),
-    ("Cross", "did you mean 'cross'"),
-    ("windw7", "did you mean 'window7'"),
-    ("raster+snak_flip", "unknown scan order 'snak' in 'raster\\+snak_flip'; did you mean 'snake'"),
-    ("window", "'window' needs a whole number from 1 on after 'window', as in 'window2'"),
-    ("window0", "'window0' needs a whole number from 1 on"),
-    ("atrous<k>", "'atrous<k>' needs a whole number from 1 on"),
-    ("raster+", "unknown scan order '' in 'raster\\+'"),
-    ("", "known: .*cross.*zorder"),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hilbrt", "unknown scan order 'hilbrt'; did you mean 'hilbert'"),
+        ("Cross", "did you mean 'cross'"),
+        ("windw7", "did you mean 'window7'"),
+        ("raster+snak_flip", "unknown scan order 'snak' in 'raster\\+snak_flip'; did you mean 'snake'"),
+        ("window", "'window' needs a whole number from 1 on after 'window', as in 'window2'"),
+        ("window0", "'window0' needs a whole number from 1 on"),
+        ("atrous<k>", "'atrous<k>' needs a whole number from 1 on"),
+        ("raster+", "unknown scan order '' in 'raster\\+'"),
+        ("", "known: .*cross.*zorder"),
+    ],
+)
 def test_unknown_name(name, message):
     for function in (check_scan, num_routes, lambda name: scan_table(name, 3, 4)):
         with pytest.raises(ValueError, match=message):
@@ -130,16 +151,19 @@ def test_register_without_routes():
         register_scan("mine", routes=0)
 
 
-@pytest.mark.parametrize(("result", "error", "message"), [
-    (torch.zeros(1, 6), TypeError, "a tensor of torch.float32; expected a tensor of integers"),
-    (torch.zeros(1, 6, dtype=torch.bool), TypeError, "a tensor of torch.bool"),
-    ([[0, 1, 2, 3, 4, 5]], TypeError, "for 2 x 3, list; expected a tensor of integers"),
-    (torch.arange(6), ValueError, r"shape \(6,\); expected \(routes, steps\) = \(1, at least 1\)"),
-    (torch.arange(6).view(2, 3), ValueError, r"shape \(2, 3\)"),
-    (torch.zeros(1, 0, dtype=torch.int64), ValueError, r"shape \(1, 0\)"),
-    (torch.arange(1, 7)[None], ValueError, r"entries from 1 to 6; they must lie in \[-1, 5\]"),
-    (torch.arange(-2, 4)[None], ValueError, "entries from -2 to 3"),
-])
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        (torch.zeros(1, 6), TypeError, "a tensor of torch.float32; expected a tensor of integers"),
+        (torch.zeros(1, 6, dtype=torch.bool), TypeError, "a tensor of torch.bool"),
+        ([[0, 1, 2, 3, 4, 5]], TypeError, "for 2 x 3, list; expected a tensor of integers"),
+        (torch.arange(6), ValueError, r"shape \(6,\); expected \(routes, steps\) = \(1, at least 1\)"),
+        (torch.arange(6).view(2, 3), ValueError, r"shape \(2, 3\)"),
+        (torch.zeros(1, 0, dtype=torch.int64), ValueError, r"shape \(1, 0\)"),
+        (torch.arange(1, 7)[None], ValueError, r"entries from 1 to 6; they must lie in \[-1, 5\]"),
+        (torch.arange(-2, 4)[None], ValueError, "entries from -2 to 3"),
+    ],
+)
 def test_bad_table(clean_registry, result, error, message):
     register_scan("bad", routes=1)(lambda height, width: result)
     with pytest.raises(error, match=f"scan order 'bad'.*{message}"):

@@ -1,4 +1,5 @@
 """Tables inside compilers, exporters and tracers, and under modes that must not leak into the cache."""
+
 import pytest
 import torch
 from timm.models import create_feature_extractor
@@ -49,15 +50,15 @@ def test_compile_without_graph_breaks(dynamic):
 def test_compile_with_autograd():
     mixer = Mixer()
     compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True)
-    x, = maps((4, 6))
-    expected, = torch.autograd.grad(mixer(x).square().sum(), mixer.weight)
+    (x,) = maps((4, 6))
+    (expected,) = torch.autograd.grad(mixer(x).square().sum(), mixer.weight)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).square().sum(), mixer.weight)[0], expected)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
     mixer = Mixer()
-    x, = maps((4, 6))
+    (x,) = maps((4, 6))
     program = torch.export.export(mixer, (x,), strict=strict)  # from an empty cache: the table is first asked for here
     torch.testing.assert_close(program.module()(x), mixer(x))
     table = scan_table("cross", 4, 6)
@@ -66,7 +67,7 @@ def test_export(strict):
 
 
 def test_export_keeps_the_size_fixed():
-    x, = maps((4, 6))
+    (x,) = maps((4, 6))
     height = torch.export.Dim("height", min=2, max=64)
     with pytest.raises(Exception, match="(?s)marked.*dynamic.*specialized"):
         torch.export.export(Mixer(), (x,), dynamic_shapes=({1: height},))
@@ -74,7 +75,7 @@ def test_export_keeps_the_size_fixed():
 
 def test_export_with_a_dynamic_batch():
     mixer = Mixer()
-    x, = maps((4, 6))
+    (x,) = maps((4, 6))
     program = torch.export.export(mixer, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     x = torch.randn(5, 4, 6, 3)
     torch.testing.assert_close(program.module()(x), mixer(x))
@@ -105,7 +106,7 @@ def test_default_device_meta():
 
 def test_first_use_in_inference_mode_does_not_spoil_training():
     mixer = Mixer()
-    x, = maps((4, 6))
+    (x,) = maps((4, 6))
     with torch.inference_mode():
         mixer(x)
     mixer(x).sum().backward()

@@ -1,4 +1,5 @@
 """pytest plugin: makes timm's test_models.py see our models, and only those asked for."""
+
 import fnmatch
 import os
 
@@ -48,8 +49,11 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     names = {item: item.callspec.params.get("model_name") for item in items if hasattr(item, "callspec")}
     # an empty list of names leaves a placeholder that is no string
-    items[:] = [item for item, name in names.items()
-                if isinstance(name, str) and _match(name) and item.originalname not in ONLINE]
+    items[:] = [
+        item
+        for item, name in names.items()
+        if isinstance(name, str) and _match(name) and item.originalname not in ONLINE
+    ]
 
 
 def pytest_runtest_logreport(report):

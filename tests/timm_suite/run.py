@@ -6,6 +6,7 @@ The tests come from the source distribution of the installed timm version and ar
 package; nothing of them is kept here. A plugin imports visionssm first and narrows timm's listing to the names asked
 for. Left out are TorchScript (declined: the models raise an error that says so) and tests that download weights.
 """
+
 import argparse
 import os
 import subprocess
@@ -26,8 +27,22 @@ def fetch_tests() -> Path:
     name = f"timm-{timm.__version__}"
     if not (CACHE / name / "tests" / "test_models.py").is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-                        "--no-binary", "timm", f"timm=={timm.__version__}", "-d", str(CACHE)], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--no-binary",
+                "timm",
+                f"timm=={timm.__version__}",
+                "-d",
+                str(CACHE),
+            ],
+            check=True,
+        )
         with tarfile.open(CACHE / f"{name}.tar.gz") as archive:
             archive.extractall(CACHE, filter="data")
     return CACHE / name
@@ -39,15 +54,38 @@ def main() -> int:
     parser.add_argument("--pytest-args", default="", help="further arguments of pytest, in one string")
     args = parser.parse_args()
     sources = fetch_tests()
-    environment = {**os.environ, "VISIONSSM_SUITE_PATTERNS": "\n".join(args.patterns), "HF_HUB_OFFLINE": "1",
-                   "PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "VISIONSSM_SUITE_PATTERNS": "\n".join(args.patterns),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(HERE),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     # another working directory and import mode, so that the sources' own timm folder is not imported
     with tempfile.TemporaryDirectory() as folder:
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider", "--import-mode=importlib",
-             "-c", str(sources / "pyproject.toml"), "-m", MARKS, *args.pytest_args.split(),
-             str(sources / "tests" / "test_models.py")],
-            cwd=folder, env=environment, check=False).returncode
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "plugin",
+                "-p",
+                "no:cacheprovider",
+                "--import-mode=importlib",
+                "-c",
+                str(sources / "pyproject.toml"),
+                "-m",
+                MARKS,
+                *args.pytest_args.split(),
+                str(sources / "tests" / "test_models.py"),
+            ],
+            cwd=folder,
+            env=environment,
+            check=False,
+        ).returncode
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Export of a classifier with torch.export or to ONNX, checked against the model it was made from."""
+
 import os
 import tempfile
 from pathlib import Path
@@ -58,8 +59,9 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"export to ONNX needs the package {error.name}; "
-                          "install the extra: pip install 'visionssm[export]'") from error
+        raise ImportError(
+            f"export to ONNX needs the package {error.name}; install the extra: pip install 'visionssm[export]'"
+        ) from error
 
 
 def _run_onnx(path: str, image: Tensor) -> Tensor:

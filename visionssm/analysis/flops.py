@@ -1,4 +1,5 @@
 """Parameters and multiply-adds of a model, counted without computing anything."""
+
 from typing import NamedTuple
 
 import torch

@@ -1,4 +1,5 @@
 """Memory of a training step, computed from shapes: nothing is allocated, and no GPU is needed."""
+
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,8 +37,9 @@ class TrainingMemory(NamedTuple):
         return max(0, (limit - self.state - self.shared) // self.per_image)
 
 
-def training_memory(name: str, size: int, *, precision: str = "bfloat16", checkpointing: bool = False,
-                    **model_kwargs) -> TrainingMemory:
+def training_memory(
+    name: str, size: int, *, precision: str = "bfloat16", checkpointing: bool = False, **model_kwargs
+) -> TrainingMemory:
     """Compute what a training step on a GPU holds, with the Triton scan, AdamW and averaged weights.
 
     Counted is what is alive between forward and backward. What an operator needs only while it runs comes on top, and
@@ -58,17 +60,22 @@ def training_memory(name: str, size: int, *, precision: str = "bfloat16", checkp
         raise ValueError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
     reason = _why_no_triton("cuda", torch.float32)
     if reason is not None and not os.environ.get("VISIONSSM_BACKEND"):
-        raise ImportError(f"the memory of the Triton scan is counted, but {reason}; "
-                          "VISIONSSM_BACKEND=portable in the environment counts the portable scan")
+        raise ImportError(
+            f"the memory of the Triton scan is counted, but {reason}; "
+            "VISIONSSM_BACKEND=portable in the environment counts the portable scan"
+        )
     model = timm.create_model(name, device="meta", **model_kwargs)
     channels = model.pretrained_cfg["input_size"][0]
     with _fake_gpu() as device:
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
         with _cuda_autocast(PRECISIONS[precision]):
-            one, two = (kept_bytes(model, torch.empty(b, channels, size, size, device=device), checkpointing)
-                        for b in (1, 2))
-    state = sum(t.numel() * t.element_size() * (_COPIES if isinstance(t, nn.Parameter) else 2)
-                for t in (*model.parameters(), *model.buffers()))
+            one, two = (
+                kept_bytes(model, torch.empty(b, channels, size, size, device=device), checkpointing) for b in (1, 2)
+            )
+    state = sum(
+        t.numel() * t.element_size() * (_COPIES if isinstance(t, nn.Parameter) else 2)
+        for t in (*model.parameters(), *model.buffers())
+    )
     return TrainingMemory(state, shared=2 * one - two, per_image=two - one)
 
 
@@ -91,6 +98,7 @@ def kept_bytes(model: nn.Module, images: Tensor, checkpointing: bool = False) ->
             if _key(t) not in own:
                 store[_key(t)] = t
             return t
+
         return saved_tensors_hooks(pack, lambda t: t)
 
     def run_block(function: Callable, *args, **_) -> Tensor:

@@ -1,4 +1,5 @@
 """Pictures of scan orders: the path of every route over the map."""
+
 import math
 from collections.abc import Sequence
 
@@ -45,14 +46,24 @@ def draw_scans(names: Sequence[str], height: int, width: int) -> Figure:
     for block, name, routes, n in zip(blocks, names, paths, rows, strict=False):
         _draw_order(block, name, routes, height, width, (n, min(columns, len(routes))))
     every = [path for routes in paths for path in routes]
-    _draw_key(blocks[-1], size[0], jumps=any(_jumps(path).any() for path in every),
-              zero_tokens=any(path.max(axis=0, initial=0)[axis] >= side for path in every
-                              for axis, side in enumerate((height, width))))
+    _draw_key(
+        blocks[-1],
+        size[0],
+        jumps=any(_jumps(path).any() for path in every),
+        zero_tokens=any(
+            path.max(axis=0, initial=0)[axis] >= side for path in every for axis, side in enumerate((height, width))
+        ),
+    )
     return figure
 
 
 def _draw_order(
-        block: SubFigure, name: str, paths: list[np.ndarray], height: int, width: int, grid: tuple[int, int],
+    block: SubFigure,
+    name: str,
+    paths: list[np.ndarray],
+    height: int,
+    width: int,
+    grid: tuple[int, int],
 ) -> None:
     routes = f"{len(paths)} routes" if len(paths) > 1 else "1 route"
     block.suptitle(f"{name}   {height} × {width}, {routes}", fontsize=11, fontweight="bold")
@@ -102,8 +113,18 @@ def _jumps(path: np.ndarray) -> np.ndarray:
 def _draw_lattice(panel: Axes, path: np.ndarray, height: int, width: int) -> None:
     rows, columns = np.maximum(path.max(axis=0) + 1, (height, width))
     if rows > height or columns > width:
-        panel.add_patch(Rectangle((-0.5, -0.5), columns, rows, facecolor=PADDING, edgecolor=PADDING_LINES, hatch="////",
-                                  linewidth=0, zorder=0))
+        panel.add_patch(
+            Rectangle(
+                (-0.5, -0.5),
+                columns,
+                rows,
+                facecolor=PADDING,
+                edgecolor=PADDING_LINES,
+                hatch="////",
+                linewidth=0,
+                zorder=0,
+            )
+        )
         panel.add_patch(Rectangle((-0.5, -0.5), width, height, facecolor="white", linewidth=0, zorder=0.1))
     lines = [[(x - 0.5, -0.5), (x - 0.5, rows - 0.5)] for x in range(columns + 1)]
     lines += [[(-0.5, y - 0.5), (columns - 0.5, y - 0.5)] for y in range(rows + 1)]
@@ -115,16 +136,18 @@ def _draw_route(panel: Axes, path: np.ndarray, side: float) -> None:
     """Draw a path over cells whose sides measure `side` points."""
     points = path[:, ::-1].astype(float)  # x, y
     segments = np.stack([points[:-1], points[1:]], axis=1)
-    colors = COLORS(np.linspace(0.0, 1.0, max(len(segments), 1)))[:len(segments)]
+    colors = COLORS(np.linspace(0.0, 1.0, max(len(segments), 1)))[: len(segments)]
     jump = _jumps(path)
     line = min(2.2, max(0.7, side / 10))
-    panel.add_collection(LineCollection(
-        segments[jump], colors=JUMP, linewidths=0.45 * line, linestyles=(0, (3, 2)), zorder=1))
-    panel.add_collection(LineCollection(
-        segments[~jump], colors=colors[~jump], linewidths=line, capstyle="round", zorder=2))
+    panel.add_collection(
+        LineCollection(segments[jump], colors=JUMP, linewidths=0.45 * line, linestyles=(0, (3, 2)), zorder=1)
+    )
+    panel.add_collection(
+        LineCollection(segments[~jump], colors=colors[~jump], linewidths=line, capstyle="round", zorder=2)
+    )
     for kind in (False, True):
         chosen = np.flatnonzero(jump == kind)
-        for index in chosen[::max(1, math.ceil(len(chosen) / _MAX_ARROWS))]:
+        for index in chosen[:: max(1, math.ceil(len(chosen) / _MAX_ARROWS))]:
             start, end = segments[index]
             _draw_arrow(panel, start, end, JUMP if kind else colors[index], (2.5 if kind else 3.6) * line + 1.5)
 
@@ -144,8 +167,10 @@ def _draw_arrow(panel: Axes, start: np.ndarray, end: np.ndarray, color, size: fl
 def _draw_key(block: SubFigure, width: float, jumps: bool, zero_tokens: bool) -> None:
     """Legend and colour bar, in a strip of `width` inches."""
     edge = {"linestyle": "none", "markeredgecolor": "white", "markersize": 8}
-    handles = [Line2D([], [], color=START, marker="o", label="start", **edge),
-               Line2D([], [], color=END, marker="s", label="end", **edge)]
+    handles = [
+        Line2D([], [], color=START, marker="o", label="start", **edge),
+        Line2D([], [], color=END, marker="s", label="end", **edge),
+    ]
     if jumps:
         handles.append(Line2D([], [], color=JUMP, linestyle=(0, (3, 2)), linewidth=1.2, label="jump"))
     if zero_tokens:

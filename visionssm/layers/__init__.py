@@ -1,4 +1,5 @@
 """Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
+
 from .downsample import ConvDownsample, PatchMerging
 from .group_ss2d import GroupSS2D
 from .local_route_mixer import LocalRouteMixer

@@ -1,4 +1,5 @@
 """Halving a map (b, h, w, c): by convolution, or by merging 2 x 2 patches."""
+
 import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn

@@ -3,6 +3,7 @@
 The groups are small and of one shape, so they run side by side: their weights are stacked, and projections, convolution
 and scan of all groups are one call each.
 """
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -82,8 +83,7 @@ class GroupSS2D(nn.Module):
         self.in_proj = GroupedLinear(groups, dim_group, 2 * dim_group, **dd)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
         self.act = nn.SiLU()
-        self.ssm = SelectiveSSM(
-            dim_group, groups, d_state, dt_rank=-(-dim_group // 16), shared_input=False, **dd)
+        self.ssm = SelectiveSSM(dim_group, groups, d_state, dt_rank=-(-dim_group // 16), shared_input=False, **dd)
         self.out_norm = GroupedLayerNorm(groups, dim_group, **dd)
         self.out_proj = GroupedLinear(groups, dim_group, dim_group, **dd)
 

@@ -1,4 +1,5 @@
 """The mixer of LocalVim (arXiv:2403.09338): Vim's, with gated routes."""
+
 from functools import partial
 
 from timm.layers import LayerNorm
@@ -12,17 +13,17 @@ class LocalRouteMixer(RouteMixer):
     """`RouteMixer` whose routes are weighted channel by channel before they are summed; arguments as there."""
 
     def __init__(
-            self,
-            dim: int,
-            scan: str,
-            d_state: int = 16,
-            d_conv: int = 4,
-            expand: int = 2,
-            with_middle_token: bool = False,
-            proj_drop: float = 0.0,
-            norm_eps: float = 1e-5,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        scan: str,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        with_middle_token: bool = False,
+        proj_drop: float = 0.0,
+        norm_eps: float = 1e-5,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, scan, d_state, d_conv, expand, with_middle_token, proj_drop=proj_drop, **dd)

@@ -1,4 +1,5 @@
 """Initial values of a selective-scan mixer (Mamba, arXiv:2312.00752, section 3.6), for any number of leading axes."""
+
 import math
 
 import torch
@@ -23,10 +24,10 @@ def init_dt_bias_(bias: Tensor, dt_min: float = 1e-3, dt_max: float = 0.1, floor
 @torch.no_grad()
 def init_dt_weight_(weight: Tensor) -> Tensor:
     """Fill the expansion (..., channels, rank) uniformly in +-rank**-0.5, which keeps the variance of delta."""
-    return nn.init.uniform_(weight, -weight.shape[-1] ** -0.5, weight.shape[-1] ** -0.5)
+    return nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)
 
 
 @torch.no_grad()
 def init_projection_(weight: Tensor) -> Tensor:
     """Fill stacked projections (..., out, in) as PyTorch fills a Linear: uniform in +-in**-0.5."""
-    return nn.init.uniform_(weight, -weight.shape[-1] ** -0.5, weight.shape[-1] ** -0.5)
+    return nn.init.uniform_(weight, -(weight.shape[-1] ** -0.5), weight.shape[-1] ** -0.5)

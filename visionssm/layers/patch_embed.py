@@ -1,4 +1,5 @@
 """Patch embedding of plain models: from an image (b, c, h, w) to a map (b, rows, columns, dim)."""
+
 import torch.nn.functional as F
 from timm.layers import lecun_normal_
 from torch import Tensor, nn
@@ -17,22 +18,24 @@ class PatchEmbed(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chans: int,
-            dim: int,
-            patch_size: int = 16,
-            stride: int | None = None,
-            pad: bool = False,
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int = 16,
+        stride: int | None = None,
+        pad: bool = False,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.patch_size = patch_size
         self.stride = patch_size if stride is None else stride
         if not 1 <= self.stride <= patch_size or pad and self.stride != patch_size:
-            raise ValueError(f"stride must be from 1 to the patch size {patch_size}, and equal to it with pad=True; "
-                             f"got {self.stride}")
+            raise ValueError(
+                f"stride must be from 1 to the patch size {patch_size}, and equal to it with pad=True; "
+                f"got {self.stride}"
+            )
         self.pad = pad
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=self.stride, **dd)
         self.reset_parameters()
@@ -49,8 +52,9 @@ class PatchEmbed(nn.Module):
             ValueError: the image is smaller than a patch.
         """
         if not self.pad and min(height, width) < self.patch_size:
-            raise ValueError(f"an image of {height} x {width} is smaller than a patch of {self.patch_size} x "
-                             f"{self.patch_size}")
+            raise ValueError(
+                f"an image of {height} x {width} is smaller than a patch of {self.patch_size} x {self.patch_size}"
+            )
         if self.pad:
             return -(-height // self.patch_size), -(-width // self.patch_size)
         return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1

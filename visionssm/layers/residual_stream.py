@@ -1,4 +1,5 @@
 """The residual stream of plain models: kept in float32, whatever the blocks compute in."""
+
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -24,7 +25,11 @@ class StreamBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(
-            self, x: Tensor, height: int, width: int, with_hidden: bool = False,
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Mix the tokens (b, L, d) of a map of height x width; float32 in and out (float64 for a float64 model).
 

@@ -1,4 +1,5 @@
 """Rotary embedding of positions on a map (RoFormer, arXiv:2104.09864; in two dimensions EVA-02, arXiv:2303.11331)."""
+
 import torch
 from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
@@ -34,8 +35,12 @@ class RotaryTables(nn.Module):
     def init_non_persistent_buffers(self) -> None:
         """Compute the tables where they are."""
         sin, cos = build_rotary_pos_embed(
-            list(self.grid_size), dim=self.dim, in_pixels=False, ref_feat_shape=[_REFERENCE_SIDE] * 2,
-            device=self.sin.device)
+            list(self.grid_size),
+            dim=self.dim,
+            in_pixels=False,
+            ref_feat_shape=[_REFERENCE_SIDE] * 2,
+            device=self.sin.device,
+        )
         self.sin.copy_(sin)
         self.cos.copy_(cos)
 

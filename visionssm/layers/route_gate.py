@@ -1,4 +1,5 @@
 """Merging routes by a gate over channels (LocalMamba, arXiv:2403.09338, "spatial and channel attention")."""
+
 import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ class RouteGate(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            reduction: int = 8,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        reduction: int = 8,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()

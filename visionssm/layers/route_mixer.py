@@ -1,4 +1,5 @@
 """Mamba's mixer with a causal convolution and a scan of its own for every route (Vision Mamba, arXiv:2401.09417)."""
+
 import math
 
 import torch
@@ -25,17 +26,17 @@ class RouteMixer(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            scan: str,
-            d_state: int = 16,
-            d_conv: int = 4,
-            expand: int = 2,
-            with_middle_token: bool = False,
-            average: bool = False,
-            proj_drop: float = 0.0,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        scan: str,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        with_middle_token: bool = False,
+        average: bool = False,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()

@@ -1,4 +1,5 @@
 """The two-dimensional selective-scan mixer of VMamba (arXiv:2401.10166, section 4.2)."""
+
 import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
@@ -23,18 +24,18 @@ class SS2D(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            dim_inner: int,
-            d_state: int,
-            dt_rank: int,
-            scan: str = "cross",
-            gated: bool = False,
-            conv_bias: bool = False,
-            norm_layer: type[nn.Module] = LayerNorm,
-            proj_drop: float = 0.0,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        dim_inner: int,
+        d_state: int,
+        dt_rank: int,
+        scan: str = "cross",
+        gated: bool = False,
+        conv_bias: bool = False,
+        norm_layer: type[nn.Module] = LayerNorm,
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()

@@ -1,4 +1,5 @@
 """The state-space part of a mixer: parameters of all routes, and one scan over all of them."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,14 +30,14 @@ class SelectiveSSM(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            routes: int,
-            d_state: int,
-            dt_rank: int,
-            shared_input: bool = True,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        routes: int,
+        d_state: int,
+        dt_rank: int,
+        shared_input: bool = True,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -59,13 +60,13 @@ class SelectiveSSM(nn.Module):
         nn.init.ones_(self.D)
 
     def forward(
-            self,
-            u: Tensor,
-            order: Tensor | None = None,
-            *,
-            num_tokens: int | None = None,
-            by_step: bool = False,
-            out: str = "sum",
+        self,
+        u: Tensor,
+        order: Tensor | None = None,
+        *,
+        num_tokens: int | None = None,
+        by_step: bool = False,
+        out: str = "sum",
     ) -> Tensor:
         """Scan the tokens.
 
@@ -86,6 +87,18 @@ class SelectiveSSM(nn.Module):
         delta, b, c = projected.split(self.splits, dim=-1)
         index = "step" if by_step else "token"
         return selective_scan(
-            u, delta, -torch.exp(state_dtype(self.A_log)), b, c, state_dtype(self.D), state_dtype(self.dt_bias),
-            dt_weight=self.dt_weight, order=order, num_tokens=num_tokens, u_index=index, index=index, out=out,
-            out_dtype=self.D.dtype)
+            u,
+            delta,
+            -torch.exp(state_dtype(self.A_log)),
+            b,
+            c,
+            state_dtype(self.D),
+            state_dtype(self.dt_bias),
+            dt_weight=self.dt_weight,
+            order=order,
+            num_tokens=num_tokens,
+            u_index=index,
+            index=index,
+            out=out,
+            out_dtype=self.D.dtype,
+        )

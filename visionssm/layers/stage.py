@@ -1,4 +1,5 @@
 """A stage of a hierarchical model."""
+
 from collections.abc import Sequence
 
 from timm.models import checkpoint_seq

@@ -1,4 +1,5 @@
 """From an image (b, c, h, w) to a map (b, h / 4, w / 4, dim) with contiguous channels."""
+
 import torch
 from timm.layers import LayerNorm
 from torch import Tensor, nn
@@ -20,13 +21,13 @@ class PatchStem(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chans: int,
-            dim: int,
-            patch_size: int = 4,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int,
+        dim: int,
+        patch_size: int = 4,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -49,13 +50,13 @@ class ConvStem(nn.Module):
     """
 
     def __init__(
-            self,
-            in_chans: int,
-            dim: int,
-            act_layer: type[nn.Module] = nn.GELU,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int,
+        dim: int,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()

@@ -1,4 +1,5 @@
 """A class token in the middle of the patch tokens, and position embeddings (1, tokens, dim) for other grids."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,15 +22,15 @@ def middle_token(x: Tensor) -> Tensor:
 def remove_middle_token(x: Tensor) -> Tensor:
     """The patch tokens (b, L, d) among (b, L + 1, d)."""
     middle = (x.shape[1] - 1) // 2
-    return torch.cat([x[:, :middle], x[:, middle + 1:]], dim=1)
+    return torch.cat([x[:, :middle], x[:, middle + 1 :]], dim=1)
 
 
 @register_notrace_function  # fx cannot follow a decision on sizes
 def resample_pos_embed(
-        pos_embed: Tensor,
-        grid: tuple[int, int],
-        new_grid: tuple[int, int],
-        with_middle_token: bool,
+    pos_embed: Tensor,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    with_middle_token: bool,
 ) -> Tensor:
     """Resample a position embedding to another grid, bicubically, as plain models do on fine-tuning.
 

@@ -1,4 +1,5 @@
 """How every family builds its models: timm's builder, with authors' files read safely and TorchScript declined."""
+
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,16 +17,17 @@ class VisionModel(nn.Module):
     def __prepare_scriptable__(self):
         raise NotImplementedError(
             f"{type(self).__name__} cannot be scripted: TorchScript is deprecated by PyTorch and knows no operators "
-            "with Python kernels; use torch.compile, torch.export or torch.fx")
+            "with Python kernels; use torch.compile, torch.export or torch.fx"
+        )
 
 
 def build_model(
-        model_cls: type[Model],
-        variant: str,
-        pretrained: bool,
-        filter_fn: Callable[..., dict],
-        out_indices: tuple[int, ...] = (0, 1, 2, 3),
-        **kwargs: Any,
+    model_cls: type[Model],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable[..., dict],
+    out_indices: tuple[int, ...] = (0, 1, 2, 3),
+    **kwargs: Any,
 ) -> Model:
     """Build a registered variant through timm.
 
@@ -45,5 +47,10 @@ def build_model(
         check_checkpoint_file(overlay["file"])
     with inert_stand_ins():
         return build_model_with_cfg(
-            model_cls, variant, pretrained, pretrained_filter_fn=filter_fn,
-            feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs)
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+            **kwargs,
+        )

@@ -1,4 +1,5 @@
 """Checkpoints of the original authors: reading them safely, unwrapping them, and refusing what does not fit."""
+
 import contextlib
 import os
 import re
@@ -54,22 +55,28 @@ def _stand_in(base: type, name: str) -> tuple[type, str]:
 # Training scripts pickle their configuration and their logs beside the weights. The unpickler is given these inert
 # classes under the names in the file: nothing that the file names is imported or called.
 _STAND_INS = [
-    *(_stand_in(_InertMapping, name) for name in (
-        "yacs.config.CfgNode",
-        "mmcv.utils.config.ConfigDict",
-        "mmengine.config.config.ConfigDict",
-    )),
-    *(_stand_in(_InertObject, name) for name in (
-        "argparse.Namespace",
-        "builtins.getattr",  # by which the log of mmengine below names its own methods
-        "mmengine.logging.history_buffer.HistoryBuffer",
-        "numpy.core.multiarray._reconstruct",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray._reconstruct",
-        "numpy._core.multiarray.scalar",
-        "numpy.ndarray",
-        "numpy.dtype",
-    )),
+    *(
+        _stand_in(_InertMapping, name)
+        for name in (
+            "yacs.config.CfgNode",
+            "mmcv.utils.config.ConfigDict",
+            "mmengine.config.config.ConfigDict",
+        )
+    ),
+    *(
+        _stand_in(_InertObject, name)
+        for name in (
+            "argparse.Namespace",
+            "builtins.getattr",  # by which the log of mmengine below names its own methods
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "numpy.core.multiarray._reconstruct",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray._reconstruct",
+            "numpy._core.multiarray.scalar",
+            "numpy.ndarray",
+            "numpy.dtype",
+        )
+    ),
 ]
 
 
@@ -95,8 +102,10 @@ def check_checkpoint_file(path: str | os.PathLike) -> None:
     elif head.startswith(b"PK"):
         _check_torch_zip(path)
     elif not head.startswith(b"\x80"):  # protocol byte of the pickles that PyTorch wrote before its zip format
-        raise CheckpointError(f"{str(path)!r} is no checkpoint: expected a file written by torch.save or safetensors, "
-                              f"found {os.path.getsize(path)} bytes that begin with {head!r}")
+        raise CheckpointError(
+            f"{str(path)!r} is no checkpoint: expected a file written by torch.save or safetensors, "
+            f"found {os.path.getsize(path)} bytes that begin with {head!r}"
+        )
 
 
 def _check_safetensors(path, head: bytes) -> None:
@@ -119,7 +128,8 @@ def _check_torch_zip(path) -> None:
     if unknown:
         raise CheckpointError(
             f"{str(path)!r} pickles objects beside its tensors that are not on the list of harmless ones: "
-            f"{', '.join(sorted(unknown))}; keep only its state dict (where the file is trusted) and load that")
+            f"{', '.join(sorted(unknown))}; keep only its state dict (where the file is trusted) and load that"
+        )
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,9 +165,9 @@ def identify(state_dict: Mapping[str, Any]) -> str | None:
 
 
 def check_state_dict(
-        state_dict: Mapping[str, Tensor],
-        model: nn.Module,
-        source: Mapping[str, Any] | None = None,
+    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    source: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that converted weights fill a model exactly, as far as timm will not adapt them.
 
@@ -215,7 +225,8 @@ def check_routes(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
         if weight is not None and weight.ndim == 3 and weight.shape[0] != mixer.ssm.routes:
             raise CheckpointError(
                 f"the checkpoint was trained with {weight.shape[0]} routes, but scan={mixer.scan!r} has "
-                f"{mixer.ssm.routes}; use a scan order of {weight.shape[0]} routes")
+                f"{mixer.ssm.routes}; use a scan order of {weight.shape[0]} routes"
+            )
 
 
 def _listing(title: str, names: Sequence[str], shapes: Mapping[str, tuple]) -> list[str]:

@@ -1,4 +1,5 @@
 """What the hierarchical models have in common: a stem, stages, a norm and a head over maps (b, h, w, c)."""
+
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,9 @@ class HierarchicalModel(VisionModel):
         """Patterns of parameter names per layer, for layer-wise learning rates."""
         return dict(
             stem=r"^stem",
-            blocks=r"^stages\.(\d+)" if coarse else [
+            blocks=r"^stages\.(\d+)"
+            if coarse
+            else [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^norm", (99999,)),
@@ -54,13 +57,13 @@ class HierarchicalModel(VisionModel):
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | Sequence[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = "NCHW",
-            intermediates_only: bool = False,
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Run the backbone and keep the outputs of stages.
 
@@ -84,7 +87,7 @@ class HierarchicalModel(VisionModel):
         last = len(self.feature_info) - 1
         intermediates = []
         x = self.stem(x)
-        for i, stage in enumerate(self.stages[:max_index + 1] if stop_early else self.stages):
+        for i, stage in enumerate(self.stages[: max_index + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take_indices:
                 y = self.norm(x) if norm and i == last else x
@@ -96,10 +99,10 @@ class HierarchicalModel(VisionModel):
         return x, intermediates
 
     def prune_intermediate_layers(
-            self,
-            indices: int | Sequence[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> list[int]:
         """Drop the stages after the last one needed, and on request norm and head; returns the stages kept."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
@@ -107,7 +110,7 @@ class HierarchicalModel(VisionModel):
             # the norm and the classifier fit the last stage only
             prune_norm = prune_head = True
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        self.stages = self.stages[:max_index + 1]
+        self.stages = self.stages[: max_index + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:

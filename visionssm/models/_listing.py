@@ -1,4 +1,5 @@
 """Which registered models are ours."""
+
 from collections.abc import Sequence
 
 import timm

@@ -1,4 +1,5 @@
 """What plain models share: one map of patches from stem to head, and perhaps a class token in its middle."""
+
 import logging
 import math
 from collections.abc import Sequence
@@ -90,7 +91,11 @@ class PlainModel(VisionModel):
         return state_dtype(x) + pos_embed, (height, width)
 
     def run_block(
-            self, block: nn.Module, x: Tensor, where: tuple, with_hidden: bool = False,
+        self,
+        block: nn.Module,
+        x: Tensor,
+        where: tuple,
+        with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         if self.grad_checkpointing:
@@ -102,14 +107,14 @@ class PlainModel(VisionModel):
         return self.norm(x.to(self.pos_embed.dtype))
 
     def forward_intermediates(
-            self,
-            x: Tensor,
-            indices: int | Sequence[int] | None = None,
-            return_prefix_tokens: bool = False,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = "NCHW",
-            intermediates_only: bool = False,
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
     ) -> list[Tensor] | list[tuple[Tensor, Tensor]] | tuple[Tensor, list]:
         """Run the backbone and keep the stream after blocks.
 
@@ -134,7 +139,7 @@ class PlainModel(VisionModel):
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, where = self.embed(x)
-        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
+        for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
             x, hidden = self.run_block(block, x, where, with_hidden=True)
             if i not in take_indices:
                 continue
@@ -152,14 +157,14 @@ class PlainModel(VisionModel):
         return self.finish(x), intermediates
 
     def prune_intermediate_layers(
-            self,
-            indices: int | Sequence[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> list[int]:
         """Drop the blocks after the last one needed, and on request norm and head; returns the blocks kept."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[:max_index + 1]
+        self.blocks = self.blocks[: max_index + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -214,7 +219,7 @@ def fit_pos_embed(pos_embed: Tensor, model: PlainModel) -> Tensor:
         raise CheckpointError(
             f"the position embedding of the checkpoint has {pos_embed.shape[1]} entries, which is no square grid"
             f"{' and a class token' if has_token else ''}, so it cannot be resampled to the model's {grid} patches; "
-            "build the model with the img_size that the checkpoint was trained at, load, then call set_input_size")
-    _logger.warning(
-        "the position embedding of the checkpoint is resampled: %d x %d to %s patches", side, side, grid)
+            "build the model with the img_size that the checkpoint was trained at, load, then call set_input_size"
+        )
+    _logger.warning("the position embedding of the checkpoint is resampled: %d x %d to %s patches", side, side, grid)
     return resample_pos_embed(pos_embed, (side, side), model.grid_size, has_token)

@@ -7,6 +7,7 @@ The mixer's output multiplies its normalised input, which the same norm normalis
 block before two classifiers, the second of which was trained by distillation. Maps are (batch, height, width, channels)
 from stem to head; any input size works.
 """
+
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -108,13 +109,13 @@ class ConvMlp(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            dim_hidden: int,
-            act_layer: type[nn.Module] = nn.GELU,
-            drop: float = 0.0,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        dim_hidden: int,
+        act_layer: type[nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -134,16 +135,16 @@ class GroupMambaBlock(nn.Module):
     """Residual mixer, which has a norm of its own, and residual MLP."""
 
     def __init__(
-            self,
-            dim: int,
-            mlp_ratio: float,
-            scan: str,
-            drop_path: float = 0.0,
-            proj_drop: float = 0.0,
-            act_layer: type[nn.Module] = nn.GELU,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        mlp_ratio: float,
+        scan: str,
+        drop_path: float = 0.0,
+        proj_drop: float = 0.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -173,14 +174,14 @@ class ClassBlock(nn.Module):
     """A block for the pooled map (b, 1, 1, dim); the mixer is normalised after it, and the MLP has no convolution."""
 
     def __init__(
-            self,
-            dim: int,
-            scan: str,
-            mlp_ratio: float = 4.0,
-            act_layer: type[nn.Module] = nn.GELU,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        scan: str,
+        mlp_ratio: float = 4.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -210,16 +211,16 @@ class GroupMambaHead(nn.Module):
     fc_dist: nn.Module
 
     def __init__(
-            self,
-            block: nn.Module,
-            norm: nn.Module,
-            in_features: int,
-            num_classes: int,
-            pool_type: str = "avg",
-            drop_rate: float = 0.0,
-            distilled: bool = True,
-            device=None,
-            dtype=None,
+        self,
+        block: nn.Module,
+        norm: nn.Module,
+        in_features: int,
+        num_classes: int,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        distilled: bool = True,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         self.distilled = distilled
@@ -286,34 +287,38 @@ class GroupMamba(HierarchicalModel):
     """
 
     def __init__(
-            self,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "avg",
-            dims: Sequence[int] = (64, 128, 348, 448),
-            depths: Sequence[int] = (3, 4, 9, 3),
-            mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-            stem_dim: int = 32,
-            distilled: bool = True,
-            scan: str = "cross",
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            act_layer: str | type[nn.Module] = "gelu",
-            norm_layer: str | type[nn.Module] = "layernorm",
-            norm_eps: float = 1e-6,
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: Sequence[int] = (64, 128, 348, 448),
+        depths: Sequence[int] = (3, 4, 9, 3),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        stem_dim: int = 32,
+        distilled: bool = True,
+        scan: str = "cross",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | type[nn.Module] = "gelu",
+        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_eps: float = 1e-6,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         if num_routes(scan) != _GROUPS:
-            raise ValueError(f"GroupMamba scans {_GROUPS} groups of channels along one route each, but scan={scan!r} "
-                             f"has {num_routes(scan)} routes")
+            raise ValueError(
+                f"GroupMamba scans {_GROUPS} groups of channels along one route each, but scan={scan!r} "
+                f"has {num_routes(scan)} routes"
+            )
         if not len(dims) == len(depths) == len(mlp_ratios):
-            raise ValueError("dims, depths and mlp_ratios must be of one length, got "
-                             f"{len(dims)}, {len(depths)} and {len(mlp_ratios)}")
+            raise ValueError(
+                "dims, depths and mlp_ratios must be of one length, got "
+                f"{len(dims)}, {len(depths)} and {len(mlp_ratios)}"
+            )
         if weight_init not in ("", "skip"):
             raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
         self.num_classes = num_classes
@@ -329,23 +334,38 @@ class GroupMamba(HierarchicalModel):
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, (dim, depth, mlp_ratio) in enumerate(zip(dims, depths, mlp_ratios, strict=True)):
-            stages.append(GroupMambaStage(
-                ConvDownsample(dims[i - 1], dim, norm_layer=_MAP_NORM, **dd) if i > 0 else nn.Identity(),
-                [
-                    GroupMambaBlock(
-                        dim, mlp_ratio, scan, drop_path=drop_path_rates[i][j], proj_drop=proj_drop_rate,
-                        act_layer=act_layer, norm_layer=norm_layer, **dd)
-                    for j in range(depth)
-                ],
-                norm_layer(dim, **dd) if i < len(dims) - 1 else nn.Identity(),
-            ))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f"stages.{i}"))
+            stages.append(
+                GroupMambaStage(
+                    ConvDownsample(dims[i - 1], dim, norm_layer=_MAP_NORM, **dd) if i > 0 else nn.Identity(),
+                    [
+                        GroupMambaBlock(
+                            dim,
+                            mlp_ratio,
+                            scan,
+                            drop_path=drop_path_rates[i][j],
+                            proj_drop=proj_drop_rate,
+                            act_layer=act_layer,
+                            norm_layer=norm_layer,
+                            **dd,
+                        )
+                        for j in range(depth)
+                    ],
+                    norm_layer(dim, **dd) if i < len(dims) - 1 else nn.Identity(),
+                )
+            )
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()  # the one that was trained normalises the class token
         self.head = GroupMambaHead(
             ClassBlock(self.num_features, scan, act_layer=act_layer, norm_layer=norm_layer, **dd),
-            norm_layer(self.num_features, **dd), self.num_features, num_classes, pool_type=global_pool,
-            drop_rate=drop_rate, distilled=distilled, **dd)
+            norm_layer(self.num_features, **dd),
+            self.num_features,
+            num_classes,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            distilled=distilled,
+            **dd,
+        )
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
@@ -394,10 +414,10 @@ class GroupMamba(HierarchicalModel):
         self.head.distilled_training = enable
 
     def prune_intermediate_layers(
-            self,
-            indices: int | Sequence[int] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
     ) -> list[int]:
         """Drop the stages after the last one needed, and on request the head; returns the stages kept."""
         num_stages = len(self.stages)
@@ -503,12 +523,14 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({
-    "groupmamba_tiny.in1k": _cfg(),
-    "groupmamba_small.in1k": _cfg(),
-    "groupmamba_base.in1k": _cfg(),
-    "test_groupmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "groupmamba_tiny.in1k": _cfg(),
+        "groupmamba_small.in1k": _cfg(),
+        "groupmamba_base.in1k": _cfg(),
+        "test_groupmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+    }
+)
 
 
 def _create_groupmamba(variant: str, pretrained: bool, **kwargs: Any) -> GroupMamba:

@@ -5,6 +5,7 @@ Original code and weights: https://github.com/hunto/LocalMamba (Apache-2.0)
 
 LocalVMamba is hierarchical, LocalVim is plain. Routes are gated channel by channel before they are summed.
 """
+
 import math
 import re
 from collections.abc import Sequence
@@ -133,8 +134,9 @@ def _scan_of_each_block(scan: str | Sequence[str], depth: int) -> list[str]:
     for name in scans:
         check_scan(name)
     if len(scans) != depth:
-        raise ValueError(f"scan must be one name for all blocks or a list of {depth}, one for each block; "
-                         f"got {len(scans)} names")
+        raise ValueError(
+            f"scan must be one name for all blocks or a list of {depth}, one for each block; got {len(scans)} names"
+        )
     return scans
 
 
@@ -142,23 +144,30 @@ class LocalVMambaBlock(nn.Module):
     """Residual mixer."""
 
     def __init__(
-            self,
-            dim: int,
-            d_state: int,
-            ssm_ratio: float,
-            scan: str,
-            drop_path: float = 0.0,
-            proj_drop: float = 0.0,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        d_state: int,
+        ssm_ratio: float,
+        scan: str,
+        drop_path: float = 0.0,
+        proj_drop: float = 0.0,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm = norm_layer(dim, **dd)
         self.mixer = LocalSS2D(
-            dim, int(ssm_ratio * dim), d_state, dt_rank=math.ceil(dim / 16), scan=scan, norm_layer=norm_layer,
-            proj_drop=proj_drop, **dd)
+            dim,
+            int(ssm_ratio * dim),
+            d_state,
+            dt_rank=math.ceil(dim / 16),
+            scan=scan,
+            norm_layer=norm_layer,
+            proj_drop=proj_drop,
+            **dd,
+        )
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,29 +196,29 @@ class LocalVMamba(HierarchicalModel):
     """
 
     def __init__(
-            self,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "avg",
-            dims: int | Sequence[int] = 96,
-            depths: Sequence[int] = (2, 2, 9, 2),
-            d_state: int = 16,
-            ssm_ratio: float = 2.0,
-            scan: str | Sequence[str] = _LOCALVMAMBA_TINY,
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            norm_layer: str | type[nn.Module] = "layernorm",
-            norm_eps: float = 1e-5,
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: int | Sequence[int] = 96,
+        depths: Sequence[int] = (2, 2, 9, 2),
+        d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        scan: str | Sequence[str] = _LOCALVMAMBA_TINY,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_eps: float = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         if weight_init not in ("", "skip"):
             raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
-        dims = [dims * 2 ** i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
+        dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise ValueError(f"dims and depths must be of one length, got {len(dims)} and {len(depths)}")
         scans = iter(_scan_of_each_block(scan, sum(depths)))
@@ -224,19 +233,30 @@ class LocalVMamba(HierarchicalModel):
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, dim in enumerate(dims):
-            stages.append(Stage(
-                PatchMerging(dims[i - 1], dim, norm_layer=norm_layer, **dd) if i > 0 else nn.Identity(),
-                [
-                    LocalVMambaBlock(
-                        dim, d_state, ssm_ratio, next(scans), drop_path=rate, proj_drop=proj_drop_rate,
-                        norm_layer=norm_layer, **dd)
-                    for rate in drop_path_rates[i]
-                ]))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f"stages.{i}"))
+            stages.append(
+                Stage(
+                    PatchMerging(dims[i - 1], dim, norm_layer=norm_layer, **dd) if i > 0 else nn.Identity(),
+                    [
+                        LocalVMambaBlock(
+                            dim,
+                            d_state,
+                            ssm_ratio,
+                            next(scans),
+                            drop_path=rate,
+                            proj_drop=proj_drop_rate,
+                            norm_layer=norm_layer,
+                            **dd,
+                        )
+                        for rate in drop_path_rates[i]
+                    ],
+                )
+            )
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = norm_layer(self.num_features, **dd)
         self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd)
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
+        )
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
@@ -280,37 +300,39 @@ class LocalVim(PlainModel):
     """
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 224,
-            patch_size: int = 16,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "avg",
-            embed_dim: int = 192,
-            depth: int = 20,
-            d_state: int = 16,
-            d_conv: int = 4,
-            expand: int = 2,
-            class_token: bool = False,
-            rope_size: int | tuple[int, int] = 224,
-            scan: str | Sequence[str] = _LOCALVIM,
-            feature_stream: bool = True,
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            norm_layer: str | type[nn.Module] = "rmsnorm",
-            norm_eps: float = 1e-5,
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 192,
+        depth: int = 20,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        class_token: bool = False,
+        rope_size: int | tuple[int, int] = 224,
+        scan: str | Sequence[str] = _LOCALVIM,
+        feature_stream: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | type[nn.Module] = "rmsnorm",
+        norm_eps: float = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         if weight_init not in ("", "skip"):
             raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
         if class_token and rope_size:
-            raise ValueError("a class token has no place on the map to be rotated by: class_token=True needs "
-                             f"rope_size=0, got {rope_size!r}")
+            raise ValueError(
+                "a class token has no place on the map to be rotated by: class_token=True needs "
+                f"rope_size=0, got {rope_size!r}"
+            )
         scans = _scan_of_each_block(scan, depth)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -323,18 +345,25 @@ class LocalVim(PlainModel):
         self.grid_size = self.patch_embed.grid_size(*self.img_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size) + class_token, embed_dim, **dd))
-        self.rope = RotaryTables(
-            embed_dim, self.patch_embed.grid_size(*to_2tuple(rope_size)), device=device) if rope_size else None
+        self.rope = (
+            RotaryTables(embed_dim, self.patch_embed.grid_size(*to_2tuple(rope_size)), device=device)
+            if rope_size
+            else None
+        )
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.Sequential(*(
-            StreamBlock(
-                norm_layer(embed_dim, **dd),
-                LocalRouteMixer(embed_dim, scan, d_state, d_conv, expand, class_token, proj_drop_rate, norm_eps, **dd),
-                rate)
-            for scan, rate in zip(scans, drop_path_rates, strict=True)
-        ))
-        self.feature_info = [
-            dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
+        self.blocks = nn.Sequential(
+            *(
+                StreamBlock(
+                    norm_layer(embed_dim, **dd),
+                    LocalRouteMixer(
+                        embed_dim, scan, d_state, d_conv, expand, class_token, proj_drop_rate, norm_eps, **dd
+                    ),
+                    rate,
+                )
+                for scan, rate in zip(scans, drop_path_rates, strict=True)
+            )
+        )
+        self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
         self.norm = norm_layer(embed_dim, **dd)
         self.check_pool(global_pool)
         self.global_pool = global_pool
@@ -376,7 +405,11 @@ class LocalVim(PlainModel):
         return x, where if self.rope is None else where + self.rope(*where)
 
     def run_block(
-            self, block: nn.Module, x: Tensor, where: tuple, with_hidden: bool = False,
+        self,
+        block: nn.Module,
+        x: Tensor,
+        where: tuple,
+        with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d), which is rotated at the entrance of every block."""
         if self.rope is not None:
@@ -435,12 +468,14 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: LocalVMamba | LocalV
     if any(name.endswith("multi_scan.weights") for name in source):
         raise CheckpointError(
             f"the checkpoint is a {family or 'LocalMamba'} network that searches scan directions (it has "
-            "multi_scan.weights: all eight directions in every block); expected a network trained with chosen ones")
+            "multi_scan.weights: all eight directions in every block); expected a network trained with chosen ones"
+        )
     if isinstance(model, LocalVim):
         if family == "LocalVMamba":
             raise CheckpointError(
                 "the checkpoint is a LocalVMamba, which the original's link to LocalVim-S serves by mistake "
-                "(local_vssm_small.ckpt): load it as localvmamba_small; weights of LocalVim-S were not published")
+                "(local_vssm_small.ckpt): load it as localvmamba_small; weights of LocalVim-S were not published"
+            )
         out = _convert_localvim(source, model)
     else:
         out = _convert_localvmamba(source, model)
@@ -509,7 +544,8 @@ def _drop_rotary_tables(out: dict[str, Tensor], model: LocalVim) -> None:
             return  # the missing class token is reported
         raise CheckpointError(
             "the checkpoint is of a LocalVim with rotary embedding, but the model has none; build it with the rope_size"
-            " of the checkpoint (published: 224)")
+            " of the checkpoint (published: 224)"
+        )
     computed = RotaryTables(model.rope.dim, model.rope.grid_size, device="cpu")
     for kind, table in stored.items():
         expected = getattr(computed, kind)[0]
@@ -519,7 +555,8 @@ def _drop_rotary_tables(out: dict[str, Tensor], model: LocalVim) -> None:
             raise CheckpointError(
                 f"rope.freqs_{kind} of the checkpoint differs from the table that the model computes for a grid of "
                 f"{' x '.join(map(str, model.rope.grid_size))}; only the published positions (0 to 14 along each side) "
-                "and frequencies (base 10000) are supported")
+                "and frequencies (base 10000) are supported"
+            )
 
 
 _RELEASES = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
@@ -547,17 +584,19 @@ def _cfg(asset: str = "", **kwargs: Any) -> dict[str, Any]:
 
 _PLAIN = dict(first_conv="patch_embed.proj", classifier="head", fixed_input_size=True, pool_size=None)
 
-default_cfgs = generate_default_cfgs({
-    "localvim_tiny.in1k": _cfg("local_vim_tiny.ckpt", **_PLAIN),
-    "localvim_tiny_midcls.in1k": _cfg("local_vim_tiny_middle_cls_token.ckpt", **_PLAIN),
-    "localvim_tiny_nosearch.in1k": _cfg(**_PLAIN),
-    "localvim_small.in1k": _cfg(**_PLAIN),
-    "localvim_small_nosearch.in1k": _cfg(**_PLAIN),
-    "test_localvim.untrained": _cfg(input_size=(3, 64, 64), **_PLAIN),
-    "localvmamba_tiny.in1k": _cfg(),
-    "localvmamba_small.in1k": _cfg("local_vssm_small.ckpt"),
-    "test_localvmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "localvim_tiny.in1k": _cfg("local_vim_tiny.ckpt", **_PLAIN),
+        "localvim_tiny_midcls.in1k": _cfg("local_vim_tiny_middle_cls_token.ckpt", **_PLAIN),
+        "localvim_tiny_nosearch.in1k": _cfg(**_PLAIN),
+        "localvim_small.in1k": _cfg(**_PLAIN),
+        "localvim_small_nosearch.in1k": _cfg(**_PLAIN),
+        "test_localvim.untrained": _cfg(input_size=(3, 64, 64), **_PLAIN),
+        "localvmamba_tiny.in1k": _cfg(),
+        "localvmamba_small.in1k": _cfg("local_vssm_small.ckpt"),
+        "test_localvmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+    }
+)
 
 
 def _create_localvmamba(variant: str, pretrained: bool, **kwargs: Any) -> LocalVMamba:

@@ -7,6 +7,7 @@ All routes share one set of parameters; what tells them apart is a learned offse
 There is no class token and no MLP. Images of any size work: the patch embedding pads, the position embedding is
 resampled.
 """
+
 import logging
 import math
 import re
@@ -84,16 +85,16 @@ class DirectionalMixer(nn.Module):
     """
 
     def __init__(
-            self,
-            dim: int,
-            d_state: int = 16,
-            d_conv: int = 7,
-            expand: int = 2,
-            scan: str = "snake",
-            scan_index: str = "step",
-            proj_drop: float = 0.0,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        d_state: int = 16,
+        d_conv: int = 7,
+        expand: int = 2,
+        scan: str = "snake",
+        scan_index: str = "step",
+        proj_drop: float = 0.0,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -137,8 +138,18 @@ class DirectionalMixer(nn.Module):
         delta = F.linear(delta, self.dt_proj.weight)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
-            u, delta, -torch.exp(state_dtype(self.A_log)), b, c, state_dtype(self.D),
-            2 * state_dtype(self.dt_proj.bias), order=order, index=self.scan_index, out=out, out_dtype=self.D.dtype)
+            u,
+            delta,
+            -torch.exp(state_dtype(self.A_log)),
+            b,
+            c,
+            state_dtype(self.D),
+            2 * state_dtype(self.dt_proj.bias),
+            order=order,
+            index=self.scan_index,
+            out=out,
+            out_dtype=self.D.dtype,
+        )
 
     def convolve(self, x: Tensor, height: int, width: int) -> Tensor:
         """Depthwise convolution and activation of tokens (b, L, d) as a map."""
@@ -162,7 +173,11 @@ class PlainMambaBlock(StreamBlock):
         self.conv = conv
 
     def forward(
-            self, x: Tensor, height: int, width: int, with_hidden: bool = False,
+        self,
+        x: Tensor,
+        height: int,
+        width: int,
+        with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Mix the tokens (b, L, d) of a map of height x width; as `StreamBlock`."""
         # not by super().forward(): there fx would trace state_dtype, as it looks at the names of this module only
@@ -205,28 +220,28 @@ class PlainMamba(PlainModel):
     """
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 224,
-            patch_size: int = 16,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "avg",
-            embed_dim: int = 192,
-            depth: int = 24,
-            stem_depth: int = 1,
-            conv_blocks: Collection[int] = (0,),
-            d_state: int = 16,
-            d_conv: int = 7,
-            expand: int = 2,
-            scan: str = "snake",
-            scan_index: str | None = None,
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            norm_layer: str | type[nn.Module] = "layernorm",
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 192,
+        depth: int = 24,
+        stem_depth: int = 1,
+        conv_blocks: Collection[int] = (0,),
+        d_state: int = 16,
+        d_conv: int = 7,
+        expand: int = 2,
+        scan: str = "snake",
+        scan_index: str | None = None,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | type[nn.Module] = "layernorm",
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -247,17 +262,20 @@ class PlainMamba(PlainModel):
         self.grid_size = self.patch_embed.grid_size(*self.img_size)
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size), embed_dim, **dd))
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.Sequential(*(
-            PlainMambaBlock(
-                norm_layer(embed_dim, eps=1e-5, **dd),
-                DirectionalMixer(embed_dim, d_state, d_conv, expand, scan, scan_index, proj_drop_rate, **dd),
-                rates[i],
-                ConvNormAct(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, act_layer=nn.GELU, **dd)
-                if i in conv_blocks else None)
-            for i in range(depth)
-        ))
-        self.feature_info = [
-            dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
+        self.blocks = nn.Sequential(
+            *(
+                PlainMambaBlock(
+                    norm_layer(embed_dim, eps=1e-5, **dd),
+                    DirectionalMixer(embed_dim, d_state, d_conv, expand, scan, scan_index, proj_drop_rate, **dd),
+                    rates[i],
+                    ConvNormAct(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, act_layer=nn.GELU, **dd)
+                    if i in conv_blocks
+                    else None,
+                )
+                for i in range(depth)
+            )
+        )
+        self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
         self.norm = norm_layer(embed_dim, eps=1e-6, **dd)
         self.check_pool(global_pool)
         self.global_pool = global_pool
@@ -293,8 +311,10 @@ def _check_scan_index(scan: str, scan_index: str | None) -> str:
     tokens = torch.arange(23 * 29, device=table.device)
     permutation = table.shape[1] == len(tokens) and bool((table.sort(dim=1).values == tokens).all())
     if scan_index == "step" and not permutation:
-        raise ValueError(f"scan_index='step' needs a scan order that visits every token once, which {scan!r} does not "
-                         "on all maps; use scan_index='token'")
+        raise ValueError(
+            f"scan_index='step' needs a scan order that visits every token once, which {scan!r} does not "
+            "on all maps; use scan_index='token'"
+        )
     return scan_index or ("step" if permutation else "token")
 
 
@@ -337,8 +357,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: PlainMamba) -> dict[
     if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] != model.pos_embed.shape[1]:
         side = math.isqrt(pos_embed.shape[1])
         if side * side == pos_embed.shape[1]:
-            _logger.warning("the position embedding of the checkpoint is resampled: %d x %d to %s patches",
-                            side, side, " x ".join(map(str, model.grid_size)))
+            _logger.warning(
+                "the position embedding of the checkpoint is resampled: %d x %d to %s patches",
+                side,
+                side,
+                " x ".join(map(str, model.grid_size)),
+            )
             out["pos_embed"] = resample_pos_embed(pos_embed, (side, side), model.grid_size, with_middle_token=False)
     check_state_dict(out, model, source)
     return out
@@ -377,12 +401,14 @@ def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({
-    "plainmamba_l1.in1k": _cfg("l1.pth"),
-    "plainmamba_l2.in1k": _cfg("l2.pth"),
-    "plainmamba_l3.in1k": _cfg("l3.pth"),
-    "test_plainmamba.untrained": _cfg(input_size=(3, 64, 64)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "plainmamba_l1.in1k": _cfg("l1.pth"),
+        "plainmamba_l2.in1k": _cfg("l2.pth"),
+        "plainmamba_l3.in1k": _cfg("l3.pth"),
+        "test_plainmamba.untrained": _cfg(input_size=(3, 64, 64)),
+    }
+)
 
 
 def _create_plainmamba(variant: str, pretrained: bool, **kwargs: Any) -> PlainMamba:

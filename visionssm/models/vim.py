@@ -7,6 +7,7 @@ Original code and weights: https://github.com/hustvl/Vim (Apache-2.0)
 The published models of February 2024: class token in the middle of the patch tokens, learned position embedding, two
 directions with parameters of their own. Images of any size from a patch on work: the position embedding is resampled.
 """
+
 import math
 import re
 from functools import partial
@@ -66,29 +67,29 @@ class Vim(PlainModel):
     """
 
     def __init__(
-            self,
-            img_size: int | tuple[int, int] = 224,
-            patch_size: int = 16,
-            stride: int | None = None,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "token",
-            embed_dim: int = 192,
-            depth: int = 24,
-            d_state: int = 16,
-            d_conv: int = 4,
-            expand: int = 2,
-            scan: str = "bidirectional",
-            average: bool = True,
-            feature_stream: bool = True,
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            norm_layer: str | type[nn.Module] = "rmsnorm",
-            norm_eps: float = 1e-5,
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        scan: str = "bidirectional",
+        average: bool = True,
+        feature_stream: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: str | type[nn.Module] = "rmsnorm",
+        norm_eps: float = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -107,16 +108,29 @@ class Vim(PlainModel):
         self.grid_size = self.patch_embed.grid_size(*self.img_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
         self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size) + 1, embed_dim, **dd))
-        self.blocks = nn.Sequential(*(
-            StreamBlock(
-                norm_layer(embed_dim, **dd),
-                VimMixer(embed_dim, scan, d_state, d_conv, expand, with_middle_token=True, average=average,
-                         proj_drop=proj_drop_rate, **dd),
-                rate)
-            for rate in calculate_drop_path_rates(drop_path_rate, depth)
-        ))
+        self.blocks = nn.Sequential(
+            *(
+                StreamBlock(
+                    norm_layer(embed_dim, **dd),
+                    VimMixer(
+                        embed_dim,
+                        scan,
+                        d_state,
+                        d_conv,
+                        expand,
+                        with_middle_token=True,
+                        average=average,
+                        proj_drop=proj_drop_rate,
+                        **dd,
+                    ),
+                    rate,
+                )
+                for rate in calculate_drop_path_rates(drop_path_rate, depth)
+            )
+        )
         self.feature_info = [
-            dict(num_chs=embed_dim, reduction=self.patch_embed.stride, module=f"blocks.{i}") for i in range(depth)]
+            dict(num_chs=embed_dim, reduction=self.patch_embed.stride, module=f"blocks.{i}") for i in range(depth)
+        ]
         self.norm = norm_layer(embed_dim, **dd)
         self.check_pool(global_pool)
         self.global_pool = global_pool
@@ -186,11 +200,13 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: Vim) -> dict[str, Te
     if any(re.fullmatch(r"rope\.freqs_\w+", name) for name in source) and "cls_token" in source:
         raise CheckpointError(
             "the checkpoint is of a Vim from before February 2024, with rotary embedding and the class token first; "
-            "only the models with a middle class token ('midclstok') are supported")
+            "only the models with a middle class token ('midclstok') are supported"
+        )
     if any(name.endswith(".mixer.A_b_log") for name in source) and "cls_token" not in source:
         raise CheckpointError(
             "the checkpoint is of a Vim from before February 2024, without class token, as used for detection and "
-            "segmentation; only the models with a middle class token ('midclstok') are supported")
+            "segmentation; only the models with a middle class token ('midclstok') are supported"
+        )
     out = source if "blocks.0.mixer.ssm.D" in source else _stack(source)
     check_routes(out, model)
     if "pos_embed" in out:
@@ -214,12 +230,13 @@ def _stack(source: dict[str, Any]) -> dict[str, Tensor]:
 
 def _refuse_stride8(pos_embed: Tensor, model: Vim) -> None:
     stride, tokens = model.patch_embed.stride, model.pos_embed.shape[1]
-    of_stride8 = pos_embed.ndim == 3 and pos_embed.shape[1] == _STRIDE8_GRID ** 2 + 1
+    of_stride8 = pos_embed.ndim == 3 and pos_embed.shape[1] == _STRIDE8_GRID**2 + 1
     if of_stride8 and tokens != pos_embed.shape[1] and stride == model.patch_embed.patch_size:
         raise CheckpointError(
             f"the checkpoint is of a Vim with stride 8: its position embedding is of {_STRIDE8_GRID} x {_STRIDE8_GRID} "
             f"patches; this model has stride {stride} and {' x '.join(map(str, model.grid_size))} patches, use its "
-            "variant with the ending '_stride8'")
+            "variant with the ending '_stride8'"
+        )
 
 
 def _cfg(repository: str = "", file: str = "", **kwargs: Any) -> dict[str, Any]:
@@ -244,14 +261,16 @@ def _cfg(repository: str = "", file: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({
-    "vim_tiny.in1k": _cfg("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
-    "vim_tiny_stride8.in1k": _cfg("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
-    "vim_small.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
-    "vim_small_stride8.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
-    "vim_base.in1k": _cfg("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
-    "test_vim.untrained": _cfg(input_size=(3, 64, 64)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "vim_tiny.in1k": _cfg("Vim-tiny-midclstok", "vim_t_midclstok_76p1acc.pth"),
+        "vim_tiny_stride8.in1k": _cfg("Vim-tiny-midclstok", "vim_t_midclstok_ft_78p3acc.pth"),
+        "vim_small.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_80p5acc.pth"),
+        "vim_small_stride8.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
+        "vim_base.in1k": _cfg("Vim-base-midclstok", "vim_b_midclstok_81p9acc.pth"),
+        "test_vim.untrained": _cfg(input_size=(3, 64, 64)),
+    }
+)
 
 
 def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:

@@ -7,6 +7,7 @@ Two generations are published. The first ("vanilla") has blocks of one gated mix
 embedding and patch merging; the second alternates ungated mixers with one state per channel and MLPs, and embeds and
 downsamples by convolutions. Maps are (batch, height, width, channels) from stem to head; any input size works.
 """
+
 import math
 import re
 from collections.abc import Sequence
@@ -40,27 +41,36 @@ class VMambaBlock(nn.Module):
     """Residual mixer, and residual MLP if `mlp_ratio` is above 0."""
 
     def __init__(
-            self,
-            dim: int,
-            d_state: int,
-            ssm_ratio: float,
-            scan: str,
-            gated: bool,
-            conv_bias: bool,
-            mlp_ratio: float,
-            drop_path: float = 0.0,
-            proj_drop: float = 0.0,
-            act_layer: type[nn.Module] = nn.GELU,
-            norm_layer: type[nn.Module] = LayerNorm,
-            device=None,
-            dtype=None,
+        self,
+        dim: int,
+        d_state: int,
+        ssm_ratio: float,
+        scan: str,
+        gated: bool,
+        conv_bias: bool,
+        mlp_ratio: float,
+        drop_path: float = 0.0,
+        proj_drop: float = 0.0,
+        act_layer: type[nn.Module] = nn.GELU,
+        norm_layer: type[nn.Module] = LayerNorm,
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.norm1 = norm_layer(dim, **dd)
         self.mixer = SS2D(
-            dim, int(ssm_ratio * dim), d_state, dt_rank=math.ceil(dim / 16), scan=scan, gated=gated,
-            conv_bias=conv_bias, norm_layer=norm_layer, proj_drop=proj_drop, **dd)
+            dim,
+            int(ssm_ratio * dim),
+            d_state,
+            dt_rank=math.ceil(dim / 16),
+            scan=scan,
+            gated=gated,
+            conv_bias=conv_bias,
+            norm_layer=norm_layer,
+            proj_drop=proj_drop,
+            **dd,
+        )
         self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
         self.has_mlp = mlp_ratio > 0
         if self.has_mlp:
@@ -106,29 +116,29 @@ class VMamba(HierarchicalModel):
     """
 
     def __init__(
-            self,
-            in_chans: int = 3,
-            num_classes: int = 1000,
-            global_pool: str = "avg",
-            dims: int | Sequence[int] = 96,
-            depths: Sequence[int] = (2, 2, 8, 2),
-            d_state: int = 1,
-            ssm_ratio: float = 1.0,
-            gated: bool = False,
-            conv_bias: bool = False,
-            mlp_ratio: float = 4.0,
-            stem: str = "conv",
-            downsample: str = "conv",
-            scan: str = "cross",
-            drop_rate: float = 0.0,
-            proj_drop_rate: float = 0.0,
-            drop_path_rate: float = 0.0,
-            act_layer: str | type[nn.Module] = "gelu",
-            norm_layer: str | type[nn.Module] = "layernorm",
-            norm_eps: float = 1e-5,
-            weight_init: str = "",
-            device=None,
-            dtype=None,
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: int | Sequence[int] = 96,
+        depths: Sequence[int] = (2, 2, 8, 2),
+        d_state: int = 1,
+        ssm_ratio: float = 1.0,
+        gated: bool = False,
+        conv_bias: bool = False,
+        mlp_ratio: float = 4.0,
+        stem: str = "conv",
+        downsample: str = "conv",
+        scan: str = "cross",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | type[nn.Module] = "gelu",
+        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_eps: float = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
@@ -139,7 +149,7 @@ class VMamba(HierarchicalModel):
             raise ValueError(f"downsample must be one of {', '.join(_DOWNSAMPLES)}, got {downsample!r}")
         if weight_init not in ("", "skip"):
             raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
-        dims = [dims * 2 ** i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
+        dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise ValueError(f"dims and depths must be of one length, got {len(dims)} and {len(depths)}")
         self.num_classes = num_classes
@@ -156,19 +166,34 @@ class VMamba(HierarchicalModel):
         drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            stages.append(Stage(
-                _DOWNSAMPLES[downsample](dims[i - 1], dim, norm_layer=norm_layer, **dd) if i > 0 else nn.Identity(),
-                [
-                    VMambaBlock(
-                        dim, d_state, ssm_ratio, scan, gated, conv_bias, mlp_ratio, drop_path=drop_path_rates[i][j],
-                        proj_drop=proj_drop_rate, act_layer=act_layer, norm_layer=norm_layer, **dd)
-                    for j in range(depth)
-                ]))
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2 ** i, module=f"stages.{i}"))
+            stages.append(
+                Stage(
+                    _DOWNSAMPLES[downsample](dims[i - 1], dim, norm_layer=norm_layer, **dd) if i > 0 else nn.Identity(),
+                    [
+                        VMambaBlock(
+                            dim,
+                            d_state,
+                            ssm_ratio,
+                            scan,
+                            gated,
+                            conv_bias,
+                            mlp_ratio,
+                            drop_path=drop_path_rates[i][j],
+                            proj_drop=proj_drop_rate,
+                            act_layer=act_layer,
+                            norm_layer=norm_layer,
+                            **dd,
+                        )
+                        for j in range(depth)
+                    ],
+                )
+            )
+            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = norm_layer(self.num_features, **dd)
         self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd)
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
+        )
         if weight_init != "skip":
             self.init_weights(needs_reset=False)
 
@@ -277,21 +302,22 @@ def _cfg(asset: str = "", **kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs({
-    "vanilla_vmamba_tiny.in1k": _cfg("%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", first_conv="stem.conv"),
-    "vanilla_vmamba_small.in1k": _cfg("%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", first_conv="stem.conv"),
-    "vanilla_vmamba_base.in1k": _cfg("%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", first_conv="stem.conv"),
-    "vmamba_tiny_s2l5.in1k": _cfg("%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth"),
-    "vmamba_small_s2l15.in1k": _cfg("%23v2cls/vssm_small_0229_ckpt_epoch_222.pth"),
-    "vmamba_base_s2l15.in1k": _cfg("%23v2cls/vssm_base_0229_ckpt_epoch_237.pth"),
-    "vmamba_tiny_s1l8.in1k": _cfg("%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
-    "vmamba_small_s1l20.in1k": _cfg("%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth"),
-    "vmamba_base_s1l20.in1k": _cfg("%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth"),
-    "test_vmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "vanilla_vmamba_tiny.in1k": _cfg("%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", first_conv="stem.conv"),
+        "vanilla_vmamba_small.in1k": _cfg("%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", first_conv="stem.conv"),
+        "vanilla_vmamba_base.in1k": _cfg("%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", first_conv="stem.conv"),
+        "vmamba_tiny_s2l5.in1k": _cfg("%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth"),
+        "vmamba_small_s2l15.in1k": _cfg("%23v2cls/vssm_small_0229_ckpt_epoch_222.pth"),
+        "vmamba_base_s2l15.in1k": _cfg("%23v2cls/vssm_base_0229_ckpt_epoch_237.pth"),
+        "vmamba_tiny_s1l8.in1k": _cfg("%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"),
+        "vmamba_small_s1l20.in1k": _cfg("%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth"),
+        "vmamba_base_s1l20.in1k": _cfg("%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth"),
+        "test_vmamba.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2)),
+    }
+)
 
-_VANILLA = dict(
-    d_state=16, ssm_ratio=2.0, gated=True, conv_bias=True, mlp_ratio=0.0, stem="patch", downsample="merge")
+_VANILLA = dict(d_state=16, ssm_ratio=2.0, gated=True, conv_bias=True, mlp_ratio=0.0, stem="patch", downsample="merge")
 
 
 def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:

@@ -2,12 +2,14 @@
 
 Name this module in `custom_imports` of a config. It needs mmengine alone: neither mmdet nor mmcv's compiled operators.
 """
+
 try:
     import mmengine  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "visionssm.openmmlab needs mmengine: pip install 'visionssm[openmmlab]'; the compiled operators that detection "
-        "needs are described in docs/openmmlab.md") from error
+        "needs are described in docs/openmmlab.md"
+    ) from error
 
 from .backbone import VisionSSMBackbone
 from .channels import ChannelCheckHook, check_channels

@@ -1,4 +1,5 @@
 """A timm model as a backbone of mmdet and mmseg."""
+
 import difflib
 import os
 from collections.abc import Sequence
@@ -55,25 +56,27 @@ class VisionSSMBackbone(BaseModule):
     """
 
     def __init__(
-            self,
-            name: str,
-            pretrained: bool | str | os.PathLike = False,
-            out_indices: Sequence[int] | None = None,
-            out_strides: Sequence[int] | None = None,
-            out_norm: str | None | Sequence[str | None] = "layernorm",
-            out_norm_eps: float = 1e-5,
-            frozen_stages: int = -1,
-            norm_eval: bool = False,
-            with_cp: bool = False,
-            drop_path_rate: float | None = None,
-            scan: str | None = None,
-            model_args: dict[str, Any] | None = None,
-            feature_stream: bool | None = None,
-            init_cfg: dict | list | None = None,
+        self,
+        name: str,
+        pretrained: bool | str | os.PathLike = False,
+        out_indices: Sequence[int] | None = None,
+        out_strides: Sequence[int] | None = None,
+        out_norm: str | None | Sequence[str | None] = "layernorm",
+        out_norm_eps: float = 1e-5,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        drop_path_rate: float | None = None,
+        scan: str | None = None,
+        model_args: dict[str, Any] | None = None,
+        feature_stream: bool | None = None,
+        init_cfg: dict | list | None = None,
     ):
         if pretrained and init_cfg is not None:
-            raise ValueError("give either pretrained (a classifier's weights) or init_cfg, not both: init_cfg would "
-                             "overwrite the weights")
+            raise ValueError(
+                "give either pretrained (a classifier's weights) or init_cfg, not both: init_cfg would "
+                "overwrite the weights"
+            )
         super().__init__(init_cfg)
         _check_name(name)
         given = dict(drop_path_rate=drop_path_rate, scan=scan)
@@ -98,11 +101,14 @@ class VisionSSMBackbone(BaseModule):
         stage_of = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
         output_stages = [
             max((stage for parameter, stage in stage_of.items() if parameter.startswith(f"{levels[i][2]}.")), default=0)
-            for i in self.out_indices]
+            for i in self.out_indices
+        ]
         self.frozen_stages = frozen_stages
         if not -1 <= frozen_stages <= max(output_stages):
-            raise ValueError(f"frozen_stages must be from -1 (none) to {max(output_stages)} for {name!r} with "
-                             f"out_indices {self.out_indices}, got {frozen_stages}")
+            raise ValueError(
+                f"frozen_stages must be from -1 (none) to {max(output_stages)} for {name!r} with "
+                f"out_indices {self.out_indices}, got {frozen_stages}"
+            )
 
         self.out_norms = nn.ModuleList(self._make_norms(model, out_norm, out_norm_eps, len(levels) - 1))
         model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
@@ -111,8 +117,11 @@ class VisionSSMBackbone(BaseModule):
         self.model = model
         self.num_layers = max(self.layer_ids[name] for name, _ in model.named_parameters()) + 1
         self._frozen = {f"model.{name}" for name, stage in stage_of.items() if stage <= frozen_stages} | {
-            f"out_norms.{i}.{name}" for i, stage in enumerate(output_stages) if stage <= frozen_stages
-            for name, _ in self.out_norms[i].named_parameters()}
+            f"out_norms.{i}.{name}"
+            for i, stage in enumerate(output_stages)
+            if stage <= frozen_stages
+            for name, _ in self.out_norms[i].named_parameters()
+        }
         self._freeze()
 
     def _make_norms(self, model: nn.Module, out_norm, eps: float, last_level: int) -> list[nn.Module]:
@@ -165,8 +174,10 @@ class VisionSSMBackbone(BaseModule):
             self._is_init = True
             return
         if not isinstance(self.init_cfg, dict) or self.init_cfg.get("type") != "Pretrained":
-            raise ValueError(f"init_cfg must be None or of type 'Pretrained', got {self.init_cfg}: the model "
-                             "initialises itself as published")
+            raise ValueError(
+                f"init_cfg must be None or of type 'Pretrained', got {self.init_cfg}: the model "
+                "initialises itself as published"
+            )
         read_backbone(self, self.init_cfg["checkpoint"], self.init_cfg.get("prefix", ""))
         self._is_init = True
 
@@ -184,7 +195,8 @@ class VisionSSMBackbone(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (b, c, h, w) of any size to contiguous maps (b, out_channels[i], about h / out_strides[i], ...)."""
         maps = self.model.forward_intermediates(
-            x, indices=list(self.out_indices), output_fmt="NCHW", intermediates_only=True)
+            x, indices=list(self.out_indices), output_fmt="NCHW", intermediates_only=True
+        )
         return tuple(norm(y).contiguous() for norm, y in zip(self.out_norms, maps, strict=True))
 
 
@@ -209,15 +221,19 @@ def _check_name(name: str) -> None:
 
 
 def _choose_levels(
-        name: str, strides: Sequence[int], indices: Sequence[int] | None, wanted: Sequence[int] | None,
+    name: str,
+    strides: Sequence[int],
+    indices: Sequence[int] | None,
+    wanted: Sequence[int] | None,
 ) -> tuple[int, ...]:
     if indices is not None and wanted is not None:
         raise ValueError("give out_indices or out_strides, not both")
     if indices is not None:
         indices = tuple(i + len(strides) if i < 0 else i for i in indices)
         if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= len(strides):
-            raise ValueError(f"out_indices must be ascending levels of {name!r}, from 0 to {len(strides) - 1}, "
-                             f"got {list(indices)}")
+            raise ValueError(
+                f"out_indices must be ascending levels of {name!r}, from 0 to {len(strides) - 1}, got {list(indices)}"
+            )
         return indices
     last = {stride: i for i, stride in enumerate(strides)}
     if wanted is None:

@@ -1,4 +1,5 @@
 """Does a neck or a head read the channels that the backbone gives? Said before the first iteration."""
+
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
@@ -36,8 +37,10 @@ def check_channels(model: nn.Module) -> None:
             several = not isinstance(index, int)
             wrong = [i for i in (index if several else [index]) if not -len(channels) <= i < len(channels)]
             if wrong:
-                raise ValueError(f"{name}.in_index names maps {wrong}, but the backbone {model.backbone.name!r} "
-                                 f"returns {len(channels)}")
+                raise ValueError(
+                    f"{name}.in_index names maps {wrong}, but the backbone {model.backbone.name!r} "
+                    f"returns {len(channels)}"
+                )
             expected = [channels[i] for i in index] if several else channels[index]
             found = list(head.in_channels) if several and not isinstance(head.in_channels, int) else head.in_channels
             if head.input_transform == "resize_concat":
@@ -47,8 +50,10 @@ def check_channels(model: nn.Module) -> None:
 
 def _compare(what: str, found, expected, model: nn.Module) -> None:
     if found != expected:
-        raise ValueError(f"{what} has in_channels={found}, but the backbone {model.backbone.name!r} with out_indices="
-                         f"{model.backbone.out_indices} gives {expected}; write in_channels={expected}")
+        raise ValueError(
+            f"{what} has in_channels={found}, but the backbone {model.backbone.name!r} with out_indices="
+            f"{model.backbone.out_indices} gives {expected}; write in_channels={expected}"
+        )
 
 
 @HOOKS.register_module()

@@ -1,4 +1,5 @@
 """The authors' checkpoints of detectors and segmenters in the names of ours."""
+
 import re
 from collections.abc import Mapping
 
@@ -45,8 +46,10 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         raise CheckpointError("the checkpoint has no weights of a backbone: none of its names begin with 'backbone.'")
     adapter = [k for k in theirs if _ADAPTER.match(k)]
     if adapter:
-        raise CheckpointError(f"the checkpoint's backbone has a ViT-Adapter ({adapter[0]} ...), which is not built "
-                              "here; its weights have no counterpart")
+        raise CheckpointError(
+            f"the checkpoint's backbone has a ViT-Adapter ({adapter[0]} ...), which is not built "
+            "here; its weights have no counterpart"
+        )
     backbone = model.backbone
     family = type(backbone.model).__name__
     if family not in _FILTERS:

@@ -1,4 +1,5 @@
 """Is the data that a config names there, and does it fit the model? Said before the first iteration."""
+
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,12 @@ def move_data(cfg: Config, root: str) -> None:
     Raises:
         ValueError: the data sets have none, or different ones.
     """
-    parts = [cfg[key] for split in ("train", "val", "test") for key in (f"{split}_dataloader", f"{split}_evaluator")
-             if cfg.get(key) is not None]
+    parts = [
+        cfg[key]
+        for split in ("train", "val", "test")
+        for key in (f"{split}_dataloader", f"{split}_evaluator")
+        if cfg.get(key) is not None
+    ]
     roots = {dataset["data_root"].rstrip("/") for part in parts for dataset in _find(part, "data_root")}
     if len(roots) != 1:
         raise ValueError(f"one folder of data can be replaced if all data sets have the same, found {sorted(roots)}")
@@ -31,7 +36,7 @@ def move_data(cfg: Config, root: str) -> None:
 
     def moved(value: Any) -> Any:
         if isinstance(value, str) and (value == old or value.startswith(old + "/")):
-            return os.path.join(root, value[len(old):].lstrip("/"))
+            return os.path.join(root, value[len(old) :].lstrip("/"))
         return value
 
     for part in parts:
@@ -63,8 +68,10 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
 def _check_exists(path: str, where: str) -> None:
     if path and "://" not in path and not os.path.exists(path):
-        raise ValueError(f"the config's {where} reads {path!r}, which does not exist; put the data there, or name its "
-                         "folder by --data-root")
+        raise ValueError(
+            f"the config's {where} reads {path!r}, which does not exist; put the data there, or name its "
+            "folder by --data-root"
+        )
 
 
 def _check_categories(path: str, classes: Sequence[str]) -> None:
@@ -72,8 +79,10 @@ def _check_categories(path: str, classes: Sequence[str]) -> None:
     with open(path, encoding="utf-8") as file:
         names = [category["name"] for category in json.load(file).get("categories", [])]
     if isinstance(classes, str) or [name for name in names if name in classes] != list(classes):
-        raise ValueError(f"the config's classes {classes!r} are not categories of {path!r} in that file's order; it "
-                         f"has {tuple(names)!r}")
+        raise ValueError(
+            f"the config's classes {classes!r} are not categories of {path!r} in that file's order; it "
+            f"has {tuple(names)!r}"
+        )
 
 
 def _find(node: Any, key: str) -> Iterator[dict]:
@@ -116,17 +125,24 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         raise ValueError(f"classes must be a list or tuple of names, got the string {classes!r}")
     found = getattr(dataset, "cat_ids", None)
     if found is not None and len(found) != len(classes):
-        raise ValueError(f"{len(found)} of the {len(classes)} classes {list(classes)} are among the categories of "
-                         f"{dataset.ann_file!r}; metainfo=dict(classes=...) must list the names in that file")
+        raise ValueError(
+            f"{len(found)} of the {len(classes)} classes {list(classes)} are among the categories of "
+            f"{dataset.ann_file!r}; metainfo=dict(classes=...) must list the names in that file"
+        )
     if not len(dataset):
         raise ValueError(f"the data set has no image with an annotation of {list(classes)}")
-    wrong = {name: module.num_classes for name, module in model.named_modules()
-             if isinstance(getattr(module, "num_classes", None), int)
-             and set(name.split(".")) & _HEADS and module.num_classes != len(classes)}
+    wrong = {
+        name: module.num_classes
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "num_classes", None), int)
+        and set(name.split(".")) & _HEADS
+        and module.num_classes != len(classes)
+    }
     if wrong:
         found = ", ".join(f"{name}.num_classes={number}" for name, number in wrong.items())
-        raise ValueError(f"the data set has {len(classes)} classes, but the model has {found}; write "
-                         f"num_classes={len(classes)}")
+        raise ValueError(
+            f"the data set has {len(classes)} classes, but the model has {found}; write num_classes={len(classes)}"
+        )
 
 
 @HOOKS.register_module()

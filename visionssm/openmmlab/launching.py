@@ -1,4 +1,5 @@
 """Training and testing through mmengine's Runner, from a command line."""
+
 import argparse
 import os
 import sys
@@ -27,10 +28,19 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("config", help="a config of mmdet or mmseg")
     parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures (default: work/<config's name>)")
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data, in place of the config's")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE",
-                        help="settings that override the config's, as train_dataloader.batch_size=4")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"),
-                        help="how the processes were started (default: pytorch under torchrun, else none)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="settings that override the config's, as train_dataloader.batch_size=4",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        help="how the processes were started (default: pytorch under torchrun, else none)",
+    )
     return parser
 
 
@@ -61,8 +71,7 @@ def _prepare_cpu_processes(cfg: Config) -> None:
         raise ValueError(f"without a GPU, torchrun starts several processes, not the launcher {cfg.launcher!r}")
     # mmengine would select a CUDA device first
     torch.distributed.init_process_group("gloo")
-    cfg.model_wrapper_cfg = dict(
-        type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
     cfg.sync_bn = None
     _replace_sync_bn(cfg.model)
 
@@ -97,8 +106,12 @@ class InitialWeightsHook(Hook):
 
 def latest_checkpoint(work_dir: str | os.PathLike) -> str | None:
     """The newest complete checkpoint of a training: what a killed process left half written is passed over."""
-    found = [path for unit in ("iter", "epoch") for path in Path(work_dir).glob(f"{unit}_*.pth")
-             if path.stem.removeprefix(f"{unit}_").isdigit() and zipfile.is_zipfile(path)]
+    found = [
+        path
+        for unit in ("iter", "epoch")
+        for path in Path(work_dir).glob(f"{unit}_*.pth")
+        if path.stem.removeprefix(f"{unit}_").isdigit() and zipfile.is_zipfile(path)
+    ]
     return str(max(found, key=lambda path: int(path.stem.split("_")[1]))) if found else None
 
 
@@ -130,12 +143,23 @@ def train(argv: list[str] | None = None) -> int:
     """Entry of tools/openmmlab_train.py."""
     parser = make_parser("Train a detector or segmenter of mmdet or mmseg.")
     parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
-    parser.add_argument("--auto-scale-lr", action="store_true",
-                        help="scale the learning rate from the config's batch size to the actual one")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="FILE",
-                        help="continue from a checkpoint; without FILE from the last one in the work folder, if any")
-    parser.add_argument("--show-groups", action="store_true",
-                        help="print the optimizer's groups (layers, learning rates, weight decay) and stop")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate from the config's batch size to the actual one",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="continue from a checkpoint; without FILE from the last one in the work folder, if any",
+    )
+    parser.add_argument(
+        "--show-groups",
+        action="store_true",
+        help="print the optimizer's groups (layers, learning rates, weight decay) and stop",
+    )
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args)

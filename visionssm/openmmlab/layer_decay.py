@@ -1,4 +1,5 @@
 """Learning rates that shrink with the depth of a backbone's layer, for mmengine's optimizers."""
+
 from collections import defaultdict
 from typing import Any
 
@@ -36,8 +37,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """The optimizer's groups for a detector or segmenter with a `backbone`."""
         backbone = getattr(model, "backbone", None)
         if not hasattr(backbone, "layer_id"):
-            raise ValueError("layer decay needs a model whose backbone is a VisionSSMBackbone, "
-                             f"got {type(backbone).__name__}")
+            raise ValueError(
+                f"layer decay needs a model whose backbone is a VisionSSMBackbone, got {type(backbone).__name__}"
+            )
         layer_decay = self.paramwise_cfg.get("layer_decay", 1.0)
         spared = backbone.no_weight_decay()
         groups = defaultdict(list)
@@ -54,8 +56,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 params=parameters,
                 layer=layer,
                 lr=self.base_lr * layer_decay ** (backbone.num_layers - layer),
-                weight_decay=self.base_wd if decayed else 0.0)
-            for (layer, decayed), parameters in sorted(groups.items())]
+                weight_decay=self.base_wd if decayed else 0.0,
+            )
+            for (layer, decayed), parameters in sorted(groups.items())
+        ]
 
     def __call__(self, model: nn.Module):
         """The optimizer wrapper for a model, possibly inside a distributed wrapper."""
@@ -70,6 +74,8 @@ def describe_groups(optimizer: Optimizer) -> str:
     lines = [f"{'layer':>5} {'lr':>12} {'weight decay':>12} {'tensors':>8} {'values':>12}"]
     for group in optimizer.param_groups:
         values = sum(p.numel() for p in group["params"])
-        lines.append(f"{group.get('layer', '-'):>5} {group['lr']:>12.4g} {group['weight_decay']:>12.4g} "
-                     f"{len(group['params']):>8} {values:>12,}")
+        lines.append(
+            f"{group.get('layer', '-'):>5} {group['lr']:>12.4g} {group['weight_decay']:>12.4g} "
+            f"{len(group['params']):>8} {values:>12,}"
+        )
     return "\n".join(lines)

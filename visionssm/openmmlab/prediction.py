@@ -1,4 +1,5 @@
 """Detection and segmentation of image files: a picture for each, a line for each."""
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class Predictor:
             picture.parent.mkdir(parents=True, exist_ok=True)
             options = dict(pred_score_thr=min_score) if "pred_instances" in sample else {}
             self._visualizer.add_datasample(
-                image.name, pixels, sample, draw_gt=False, show=False, out_file=str(picture), **options)
+                image.name, pixels, sample, draw_gt=False, show=False, out_file=str(picture), **options
+            )
         return sample
 
     def describe(self, sample: BaseDataElement, min_score: float = 0.3) -> str:
@@ -95,8 +97,10 @@ class Predictor:
 
 def objects(labels: Tensor, scores: Tensor, classes: Sequence[str], min_score: float) -> str:
     """The detected objects with their scores, best first."""
-    ranked = sorted(((score, label) for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
-                     if score >= min_score), reverse=True)
+    ranked = sorted(
+        ((score, label) for score, label in zip(scores.tolist(), labels.tolist(), strict=True) if score >= min_score),
+        reverse=True,
+    )
     named = [f"{classes[label]} ({score:.2f})" for score, label in ranked[:_SHOWN]]
     if len(ranked) > _SHOWN:
         named.append(f"{len(ranked) - _SHOWN} more")
@@ -114,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="predict.py --config CONFIG",
-        description="Draw boxes and masks (mmdet) or classes of pixels (mmseg) over image files.")
+        description="Draw boxes and masks (mmdet) or classes of pixels (mmseg) over image files.",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
     parser.add_argument("--config", required=True, help="configuration of the detector or segmenter")
     parser.add_argument("--checkpoint", required=True, help="file of its training, or a converted one")

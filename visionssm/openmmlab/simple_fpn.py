@@ -1,4 +1,5 @@
 """A feature pyramid from one map (ViTDet, arXiv:2203.16527, section 3)."""
+
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -35,19 +36,28 @@ class SimpleFPN(BaseModule):
         self.out_channels = out_channels
         self.num_outs = num_outs
         half, quarter = in_channels // 2, in_channels // 4
-        self.scales = nn.ModuleList([
-            nn.Sequential(
-                nn.ConvTranspose2d(in_channels, half, 2, stride=2), LayerNorm2d(half), nn.GELU(),
-                nn.ConvTranspose2d(half, quarter, 2, stride=2)),
-            nn.ConvTranspose2d(in_channels, half, 2, stride=2),
-            nn.Identity(),
-            nn.MaxPool2d(2, ceil_mode=True),
-        ])
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.ConvTranspose2d(in_channels, half, 2, stride=2),
+                    LayerNorm2d(half),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(half, quarter, 2, stride=2),
+                ),
+                nn.ConvTranspose2d(in_channels, half, 2, stride=2),
+                nn.Identity(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
+        )
         self.outputs = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, out_channels, 1, bias=False), LayerNorm2d(out_channels),
-                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels))
-            for channels in (quarter, half, in_channels, in_channels))
+                nn.Conv2d(channels, out_channels, 1, bias=False),
+                LayerNorm2d(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                LayerNorm2d(out_channels),
+            )
+            for channels in (quarter, half, in_channels, in_channels)
+        )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps, of which the last (b, in_channels, h, w) is used, to `num_outs` maps (b, out_channels, ...)."""

@@ -1,4 +1,5 @@
 """Loading a backbone's weights: through timm from a classifier's file, or from a detector's checkpoint."""
+
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -51,6 +52,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     check_checkpoint_file(path)
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
+
         return load_file(path)
     with inert_stand_ins():
         return unwrap(torch.load(path, map_location="cpu", weights_only=True))
@@ -70,8 +72,11 @@ def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = ""
     prefix = prefix + "." if prefix and not prefix.endswith(".") else prefix
     weights = read_state_dict(path)
     weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    check_fit(weights, backbone.state_dict(),
-              f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})")
+    check_fit(
+        weights,
+        backbone.state_dict(),
+        f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})",
+    )
     backbone.load_state_dict(weights, strict=True)
 
 
@@ -120,8 +125,9 @@ def check_fit(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tenso
         "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
     }
     if any(differences.values()):
-        raise CheckpointError("\n".join(
-            [title, *(_difference("", what, names) for what, names in differences.items() if names)]))
+        raise CheckpointError(
+            "\n".join([title, *(_difference("", what, names) for what, names in differences.items() if names)])
+        )
 
 
 def _difference(title: str, what: str, names: list[str]) -> str:

@@ -1,4 +1,5 @@
 """The mathematics: functions on tensors, no modules."""
+
 from .causal_conv1d import causal_conv1d
 from .selective_scan import available_backends, selective_scan
 

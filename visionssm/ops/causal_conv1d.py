@@ -1,4 +1,5 @@
 """Depthwise causal convolution along scan orders."""
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -27,8 +28,9 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
     if has_torch_function_variadic(x, weight):
         return handle_torch_function(causal_conv1d, (x, weight), x, weight, bias=bias, order=order)
     if x.ndim not in (3, 4) or weight.ndim not in (2, 3):
-        raise ValueError("x must be (b, L, [k,] d) and weight ([k,] d, W), "
-                         f"got {tuple(x.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            f"x must be (b, L, [k,] d) and weight ([k,] d, W), got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
     if weight.shape[-2] != x.shape[-1]:
         raise ValueError(f"weight has {weight.shape[-2]} channels but x has {x.shape[-1]}")
     if bias is not None and bias.shape[-1] != x.shape[-1]:
@@ -41,8 +43,10 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
             sizes.append(bias.shape[0])
         routes = max(sizes)
         if any(s not in (1, routes) for s in sizes) or (order is not None and order.shape[0] != routes):
-            raise ValueError(f"the numbers of routes disagree: x {sizes[0]}, weight {sizes[1]}, "
-                             f"order {'none' if order is None else order.shape[0]}, bias {sizes[-1]}")
+            raise ValueError(
+                f"the numbers of routes disagree: x {sizes[0]}, weight {sizes[1]}, "
+                f"order {'none' if order is None else order.shape[0]}, bias {sizes[-1]}"
+            )
     if order is not None:
         x = _gather(x, order)
     taps = weight.to(x.dtype).movedim(-1, 0).contiguous()  # contiguous channels: several times faster on a CPU

@@ -1,4 +1,5 @@
 """Facts about a scan table, looked up once per tensor: a launch must not read the table's values back."""
+
 import weakref
 from typing import NamedTuple
 
@@ -26,8 +27,10 @@ def check_table(order: Tensor, num_tokens: int) -> TableFacts:
         return known[3]
     low, high = (int(v) for v in torch.aminmax(order))
     if low < -1 or high >= num_tokens:
-        raise ValueError(f"order has entries from {low} to {high}; with {num_tokens} tokens they must lie in "
-                         f"[-1, {num_tokens - 1}] (-1 reads a zero token)")
+        raise ValueError(
+            f"order has entries from {low} to {high}; with {num_tokens} tokens they must lie in "
+            f"[-1, {num_tokens - 1}] (-1 reads a zero token)"
+        )
     return remember_table(order, num_tokens, TableFacts(padded=low < 0))
 
 

@@ -1,4 +1,5 @@
 """Orders in which a scan visits the tokens of a map: index tables by name."""
+
 from . import orders  # noqa: F401  registers the orders
 from .registry import check_scan, list_scans, num_routes, register_scan
 from .tables import direction_codes, direction_table, insert_token, inverse_table, scan_table

@@ -2,6 +2,7 @@
 
 A token is the row-major index `row * width + column`; -1 reads a zero token. Tables are int64 (routes, steps).
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

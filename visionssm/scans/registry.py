@@ -1,4 +1,5 @@
 """The names of the scan orders, what they need, and how names compose."""
+
 import difflib
 import re
 from collections.abc import Callable
@@ -13,12 +14,14 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*(<k>)?")
 
 class ScanOrder(NamedTuple):
     """A registered order: the function that builds its table, and its routes (fixed, or as a function of k)."""
+
     fn: OrderFn
     routes: int | Callable[[int], int]
 
 
 class Part(NamedTuple):
     """One term of a composed name."""
+
     order: ScanOrder
     k: int | None  # parameter of a name like "window7"
     flip: bool
@@ -55,7 +58,8 @@ def register_scan(name: str, routes: int | Callable[[int], int]) -> Callable[[Or
     if not _NAME.fullmatch(name) or name.removesuffix("<k>").endswith("_flip"):
         raise ValueError(
             f"cannot register scan order {name!r}: a name has lower-case letters, digits and underscores, optionally a "
-            f"final <k>, and does not end in _flip (the reversed routes of every order already have that name)")
+            f"final <k>, and does not end in _flip (the reversed routes of every order already have that name)"
+        )
     if isinstance(routes, int) and routes < 1:
         raise ValueError(f"scan order {name!r} declares {routes} routes; it needs at least 1")
 
@@ -64,7 +68,8 @@ def register_scan(name: str, routes: int | Callable[[int], int]) -> Callable[[Or
         # running the same definition again, as notebooks do, is no clash
         if known and (known.fn.__module__, known.fn.__qualname__) != (fn.__module__, fn.__qualname__):
             raise ValueError(
-                f"scan order {name!r} is already registered by {known.fn.__module__}.{known.fn.__qualname__}")
+                f"scan order {name!r} is already registered by {known.fn.__module__}.{known.fn.__qualname__}"
+            )
         _orders[name] = ScanOrder(fn, routes)
         for forget in _on_change:
             forget()

@@ -3,6 +3,7 @@
 A mixer asks for its table in `forward`, with the height and width that it finds there. Compilers see a constant:
 `torch.compile` and `torch.export` store the table in the graph (of one height and width), `torch.fx` stores the call.
 """
+
 import contextlib
 import functools
 import operator
@@ -24,7 +25,11 @@ _caches: list[functools._lru_cache_wrapper] = []
 
 
 def scan_table(
-        name: str, height: int, width: int, device: torch.device | str | None = None, middle_token: bool = False,
+    name: str,
+    height: int,
+    width: int,
+    device: torch.device | str | None = None,
+    middle_token: bool = False,
 ) -> Tensor:
     """Table of a scan order on a map: the token that each route reads at each step.
 
@@ -51,7 +56,11 @@ def scan_table(
 
 
 def inverse_table(
-        name: str, height: int, width: int, device: torch.device | str | None = None, middle_token: bool = False,
+    name: str,
+    height: int,
+    width: int,
+    device: torch.device | str | None = None,
+    middle_token: bool = False,
 ) -> Tensor:
     """Inverse of `scan_table`: the step at which each route reads each token. Arguments and caching as there.
 
@@ -98,8 +107,10 @@ def insert_token(table: Tensor, num_tokens: int) -> Tensor:
     """
     middle = num_tokens // 2
     if table.ndim != 2 or table.shape[1] < middle:
-        raise ValueError(f"cannot insert a token at step {middle}: expected a table (routes, steps) with at least "
-                         f"{middle} steps, found shape {tuple(table.shape)}")
+        raise ValueError(
+            f"cannot insert a token at step {middle}: expected a table (routes, steps) with at least "
+            f"{middle} steps, found shape {tuple(table.shape)}"
+        )
     table = table + (table >= middle)
     return torch.cat([table[:, :middle], torch.full_like(table[:, :1], middle), table[:, middle:]], dim=1)
 
@@ -207,8 +218,10 @@ def _inverse_table(name: str, height: int, width: int, device: torch.device, mid
         visits.scatter_add_(1, column, torch.ones_like(column))
         if visits[:, :num_tokens].max() > 1:
             route, token = (int(v) for v in (visits[:, :num_tokens] > 1).nonzero()[0])
-            raise ValueError(f"scan order {name!r} has no inverse on {height} x {width}: route {route} visits token "
-                             f"{token} more than once")
+            raise ValueError(
+                f"scan order {name!r} has no inverse on {height} x {width}: route {route} visits token "
+                f"{token} more than once"
+            )
         inverse = torch.full((routes, num_tokens + 1), -1)
         inverse.scatter_(1, column, torch.arange(steps).expand(routes, -1))
         return _place(inverse[:, :num_tokens], device)

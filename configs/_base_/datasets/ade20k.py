@@ -1,4 +1,5 @@
 """ADE20K, crops of 512 x 512."""
+
 _root = "data/ade/ADEChallengeData2016"
 _test_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -23,7 +24,9 @@ train_dataloader = dict(
             dict(type="RandomFlip", prob=0.5),
             dict(type="PhotoMetricDistortion"),
             dict(type="PackSegInputs"),
-        ]))
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -33,7 +36,9 @@ val_dataloader = dict(
         type="ADE20KDataset",
         data_root=_root,
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
-        pipeline=_test_pipeline))
+        pipeline=_test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator

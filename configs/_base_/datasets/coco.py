@@ -1,4 +1,5 @@
 """COCO 2017 with instance masks, images of 1333 x 800."""
+
 _root = "data/coco/"
 _meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 _test_pipeline = [
@@ -25,7 +26,9 @@ train_dataloader = dict(
             dict(type="Resize", scale=(1333, 800), keep_ratio=True),
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackDetInputs"),
-        ]))
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -38,8 +41,9 @@ val_dataloader = dict(
         ann_file="annotations/instances_val2017.json",
         data_prefix=dict(img="val2017/"),
         test_mode=True,
-        pipeline=_test_pipeline))
+        pipeline=_test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    type="CocoMetric", ann_file=_root + "annotations/instances_val2017.json", metric=["bbox", "segm"])
+val_evaluator = dict(type="CocoMetric", ann_file=_root + "annotations/instances_val2017.json", metric=["bbox", "segm"])
 test_evaluator = val_evaluator

@@ -1,4 +1,5 @@
 """Scenes of handwritten digits with boxes and masks: tools/prepare_digits.py --scenes --output work/digit_scenes."""
+
 _root = "work/digit_scenes/"
 _classes = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 _meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
@@ -24,7 +25,9 @@ train_dataloader = dict(
             dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
             dict(type="PhotoMetricDistortion"),
             dict(type="PackDetInputs", meta_keys=_meta),
-        ]))
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -36,7 +39,9 @@ val_dataloader = dict(
         ann_file="instances_validation.json",
         data_prefix=dict(img="images/validation/"),
         test_mode=True,
-        pipeline=_test_pipeline))
+        pipeline=_test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", ann_file=_root + "instances_validation.json", metric=["bbox", "segm"])
 test_evaluator = val_evaluator

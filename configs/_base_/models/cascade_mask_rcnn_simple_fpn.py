@@ -1,4 +1,5 @@
 """Cascade Mask R-CNN on a simple feature pyramid, with the layer-normalised heads of ViTDet (arXiv:2203.16527)."""
+
 _norm = dict(type="LN2d")
 _assigner = dict(type="MaxIoUAssigner", ignore_iof_thr=-1)
 _nms = dict(type="nms", iou_threshold=0.7)
@@ -13,7 +14,8 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_mask=True,
-        pad_size_divisor=32),
+        pad_size_divisor=32,
+    ),
     backbone=dict(type="VisionSSMBackbone"),
     neck=dict(type="SimpleFPN", out_channels=256, num_outs=5),
     rpn_head=dict(
@@ -21,11 +23,11 @@ model = dict(
         num_convs=2,
         in_channels=256,
         feat_channels=256,
-        anchor_generator=dict(
-            type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
+        anchor_generator=dict(type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
-        loss_bbox=dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0)),
+        loss_bbox=dict(type="SmoothL1Loss", beta=1.0 / 9.0, loss_weight=1.0),
+    ),
     roi_head=dict(
         type="CascadeRoIHead",
         num_stages=3,
@@ -43,8 +45,10 @@ model = dict(
                 bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=_stds),
                 reg_class_agnostic=True,
                 loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-                loss_bbox=dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0))
-            for _stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])],
+                loss_bbox=dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0),
+            )
+            for _stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
+        ],
         mask_roi_extractor=dict(_extractor, roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0)),
         mask_head=dict(
             type="FCNMaskHead",
@@ -53,27 +57,31 @@ model = dict(
             conv_out_channels=256,
             num_classes=80,
             norm_cfg=_norm,
-            loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0))),
+            loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
+        ),
+    ),
     train_cfg=dict(
         rpn=dict(
-            assigner=dict(
-                _assigner, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3, match_low_quality=True),
-            sampler=dict(
-                type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+            assigner=dict(_assigner, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3, match_low_quality=True),
+            sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
             allowed_border=0,
             pos_weight=-1,
-            debug=False),
+            debug=False,
+        ),
         rpn_proposal=dict(nms_pre=2000, max_per_img=2000, nms=_nms, min_bbox_size=0),
         rcnn=[
             dict(
-                assigner=dict(
-                    _assigner, pos_iou_thr=_iou, neg_iou_thr=_iou, min_pos_iou=_iou, match_low_quality=False),
+                assigner=dict(_assigner, pos_iou_thr=_iou, neg_iou_thr=_iou, min_pos_iou=_iou, match_low_quality=False),
                 sampler=_sampler,
                 mask_size=28,
                 pos_weight=-1,
-                debug=False)
-            for _iou in (0.5, 0.6, 0.7)]),
+                debug=False,
+            )
+            for _iou in (0.5, 0.6, 0.7)
+        ],
+    ),
     test_cfg=dict(
         rpn=dict(nms_pre=1000, max_per_img=1000, nms=_nms, min_bbox_size=0),
-        rcnn=dict(
-            score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)))
+        rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5),
+    ),
+)

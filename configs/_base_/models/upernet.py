@@ -1,4 +1,5 @@
 """UPerNet with an auxiliary head; a config gives the backbone's name and the heads' in_channels."""
+
 _norm = dict(type="SyncBN", requires_grad=True)
 _head = dict(norm_cfg=_norm, num_classes=150, dropout_ratio=0.1, align_corners=False)
 
@@ -11,7 +12,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+    ),
     backbone=dict(type="VisionSSMBackbone"),
     decode_head=dict(
         _head,
@@ -19,7 +21,8 @@ model = dict(
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
     auxiliary_head=dict(
         _head,
         type="FCNHead",
@@ -27,6 +30,8 @@ model = dict(
         channels=256,
         num_convs=1,
         concat_input=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4)),
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode="whole"))
+    test_cfg=dict(mode="whole"),
+)

@@ -1,4 +1,5 @@
 """36 epochs with 16 images per step."""
+
 _base_ = ["coco_1x.py"]
 train_cfg = dict(max_epochs=36)
 param_scheduler = [

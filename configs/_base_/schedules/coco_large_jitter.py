@@ -1,4 +1,5 @@
 """184,375 iterations with 64 images per step (ViTDet, arXiv:2203.16527); some 100 epochs."""
+
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=184375, val_interval=5000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

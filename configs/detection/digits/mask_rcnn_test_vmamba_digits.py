@@ -2,6 +2,7 @@
 
 A recipe of this project; minutes on a CPU. `visionssm.openmmlab` gives any other model by another `name`.
 """
+
 _base_ = [
     "../../_base_/models/mask_rcnn.py",
     "../../_base_/datasets/digits_detection.py",
@@ -15,12 +16,13 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=48, finest_scale=28),
         bbox_head=dict(in_channels=48, fc_out_channels=128, num_classes=10),
         mask_roi_extractor=dict(out_channels=48, finest_scale=28),
-        mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=48, num_classes=10)),
+        mask_head=dict(num_convs=2, in_channels=48, conv_out_channels=48, num_classes=10),
+    ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=200, max_per_img=64),
-        rcnn=dict(sampler=dict(num=32))),
-    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=64), rcnn=dict(max_per_img=20)))
+        rpn=dict(sampler=dict(num=64)), rpn_proposal=dict(nms_pre=200, max_per_img=64), rcnn=dict(sampler=dict(num=32))
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=64), rcnn=dict(max_per_img=20)),
+)
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=1500, val_interval=500)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -29,13 +31,14 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     constructor="LayerDecayOptimWrapperConstructor",
     paramwise_cfg=dict(layer_decay=0.9),
-    clip_grad=dict(max_norm=5.0, norm_type=2))
+    clip_grad=dict(max_norm=5.0, norm_type=2),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=1500),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=2),
-    visualization=dict(draw=True, interval=10))
+    checkpoint=dict(by_epoch=False, interval=500, max_keep_ckpts=2), visualization=dict(draw=True, interval=10)
+)
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

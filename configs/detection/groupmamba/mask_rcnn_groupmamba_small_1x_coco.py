@@ -4,6 +4,7 @@ A recipe of this project, not of the authors, who publish no code for dense pred
 Settings are those of VMamba.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
+
 _base_ = [
     "../../_base_/models/mask_rcnn.py",
     "../../_base_/datasets/coco.py",
@@ -12,4 +13,5 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(name="groupmamba_small", pretrained="weights/groupmamba_small.pth", drop_path_rate=0.3),
-    neck=dict(in_channels=[64, 128, 348, 512]))
+    neck=dict(in_channels=[64, 128, 348, 512]),
+)

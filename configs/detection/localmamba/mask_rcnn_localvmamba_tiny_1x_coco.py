@@ -4,6 +4,7 @@ Published: box AP 46.7, mask AP 42.2. Source: the paper (arXiv:2403.09338, table
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
+
 _base_ = [
     "../../_base_/models/mask_rcnn.py",
     "../../_base_/datasets/coco.py",
@@ -12,4 +13,5 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(name="localvmamba_tiny", pretrained="weights/local_vssm_tiny.ckpt", drop_path_rate=0.1),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -4,6 +4,7 @@ Published: box AP 44.8. Source: the authors' README
 (https://github.com/ChenhongyiYang/PlainMamba). The authors put a ViT-Adapter around the backbone; the simple feature
 pyramid that stands in here has other parameters: their detectors' weights do not load, and results may differ.
 """
+
 _base_ = [
     "../../_base_/models/retinanet.py",
     "../../_base_/datasets/coco.py",
@@ -15,9 +16,16 @@ model = dict(
     neck=[
         dict(type="SimpleFPN", in_channels=448, out_channels=256, num_outs=4),
         dict(
-            type="FPN", in_channels=[256] * 4, out_channels=256, start_level=1, add_extra_convs="on_output",
-            num_outs=5, norm_cfg=dict(type="SyncBN", requires_grad=True)),
-    ])
+            type="FPN",
+            in_channels=[256] * 4,
+            out_channels=256,
+            start_level=1,
+            add_extra_convs="on_output",
+            num_outs=5,
+            norm_cfg=dict(type="SyncBN", requires_grad=True),
+        ),
+    ],
+)
 val_evaluator = dict(metric=["bbox"])
 test_evaluator = val_evaluator
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))

@@ -2,6 +2,7 @@
 
 Published: box AP 48.7, mask AP 43.7. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
+
 _base_ = [
     "../../_base_/models/mask_rcnn.py",
     "../../_base_/datasets/coco.py",
@@ -10,4 +11,5 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(name="vmamba_small_s2l15", pretrained=True, drop_path_rate=0.3),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

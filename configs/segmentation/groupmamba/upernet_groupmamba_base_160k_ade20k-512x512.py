@@ -4,6 +4,7 @@ A recipe of this project, not of the authors, who publish no code for dense pred
 Settings are those of VMamba.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -13,4 +14,5 @@ _base_ = [
 model = dict(
     backbone=dict(name="groupmamba_base", pretrained="weights/groupmamba_base.pth", drop_path_rate=0.4),
     decode_head=dict(in_channels=[96, 192, 424, 512]),
-    auxiliary_head=dict(in_channels=424))
+    auxiliary_head=dict(in_channels=424),
+)

@@ -5,6 +5,7 @@ the authors' repository leaves its result columns empty and publishes no weights
 The authors switch to LayerNorm in the blocks here, started from the weights of the RMS norms; this keeps the RMS norms.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -13,7 +14,12 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        name="localvim_small", pretrained="weights/local_vim_small.ckpt", feature_stream=False,
-        out_indices=(4, 9, 14, 19), drop_path_rate=0.1),
+        name="localvim_small",
+        pretrained="weights/local_vim_small.ckpt",
+        feature_stream=False,
+        out_indices=(4, 9, 14, 19),
+        drop_path_rate=0.1,
+    ),
     decode_head=dict(in_channels=[384] * 4),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

@@ -4,6 +4,7 @@ Published: mIoU 43.4, with several scales 44.4. Source: the paper (arXiv:2403.09
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The authors switch to LayerNorm in the blocks here, started from the weights of the RMS norms; this keeps the RMS norms.
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -12,7 +13,8 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        name="localvim_tiny", pretrained=True, feature_stream=False,
-        out_indices=(4, 9, 14, 19), drop_path_rate=0.1),
+        name="localvim_tiny", pretrained=True, feature_stream=False, out_indices=(4, 9, 14, 19), drop_path_rate=0.1
+    ),
     decode_head=dict(in_channels=[192] * 4),
-    auxiliary_head=dict(in_channels=192))
+    auxiliary_head=dict(in_channels=192),
+)

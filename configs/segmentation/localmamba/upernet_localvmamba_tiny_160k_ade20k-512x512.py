@@ -4,6 +4,7 @@ Published: mIoU 47.9, with several scales 49.1. Source: the paper (arXiv:2403.09
 the authors' repository leaves its result columns empty and publishes no weights of detectors and segmenters.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -13,4 +14,5 @@ _base_ = [
 model = dict(
     backbone=dict(name="localvmamba_tiny", pretrained="weights/local_vssm_tiny.ckpt", drop_path_rate=0.1),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

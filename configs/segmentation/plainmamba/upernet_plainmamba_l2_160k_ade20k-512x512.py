@@ -3,6 +3,7 @@
 Published: mIoU 46.8. Source: the authors' README
 (https://github.com/ChenhongyiYang/PlainMamba).
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -12,10 +13,16 @@ _base_ = [
 _norms = ("layernorm", "layernorm", "layernorm", "model")
 model = dict(
     backbone=dict(
-        name="plainmamba_l2", pretrained=True, out_indices=(5, 11, 17, 23), out_norm=_norms, out_norm_eps=1e-6,
-        drop_path_rate=0.2),
+        name="plainmamba_l2",
+        pretrained=True,
+        out_indices=(5, 11, 17, 23),
+        out_norm=_norms,
+        out_norm_eps=1e-6,
+        drop_path_rate=0.2,
+    ),
     decode_head=dict(in_channels=[384] * 4),
-    auxiliary_head=dict(in_channels=384, in_index=3))
+    auxiliary_head=dict(in_channels=384, in_index=3),
+)
 _test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),

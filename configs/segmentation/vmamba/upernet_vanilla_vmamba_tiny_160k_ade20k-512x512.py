@@ -2,6 +2,7 @@
 
 Published: mIoU 47.3, with several scales 48.3. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -11,4 +12,5 @@ _base_ = [
 model = dict(
     backbone=dict(name="vanilla_vmamba_tiny", pretrained=True, drop_path_rate=0.1),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

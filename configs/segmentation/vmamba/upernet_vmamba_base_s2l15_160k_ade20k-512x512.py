@@ -2,6 +2,7 @@
 
 Published: mIoU 51.0, with several scales 51.6. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -11,4 +12,5 @@ _base_ = [
 model = dict(
     backbone=dict(name="vmamba_base_s2l15", pretrained=True, drop_path_rate=0.6),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512))
+    auxiliary_head=dict(in_channels=512),
+)

@@ -2,6 +2,7 @@
 
 Published: mIoU 50.6, with several scales 51.2. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
+
 _base_ = [
     "../../_base_/models/upernet.py",
     "../../_base_/datasets/ade20k.py",
@@ -11,4 +12,5 @@ _base_ = [
 model = dict(
     backbone=dict(name="vmamba_small_s2l15", pretrained=True, drop_path_rate=0.3),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

@@ -1,4 +1,5 @@
 """What a selective scan is given: checks, sizes, and one canonical form that every implementation reads."""
+
 from typing import NamedTuple
 
 import torch
@@ -65,8 +66,16 @@ class Scan(NamedTuple):
         return self.batch, length, self.routes, self.channels
 
     def _route_axes(self) -> list[tuple[Tensor, int]]:
-        pairs = [(self.u, 2), (self.delta, 2), (self.A, 0), (self.B, 2), (self.C, 2), (self.D, 0),
-                 (self.delta_bias, 0), (self.dt_weight, 0)]
+        pairs = [
+            (self.u, 2),
+            (self.delta, 2),
+            (self.A, 0),
+            (self.B, 2),
+            (self.C, 2),
+            (self.D, 0),
+            (self.delta_bias, 0),
+            (self.dt_weight, 0),
+        ]
         return [(t, i) for t, i in pairs if t is not None]
 
 
@@ -86,8 +95,17 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
             raise ValueError(f"{name} is on {t.device} but u is on {u.device}; all tensors must share one device")
     _check_dtypes(tensors, out_dtype)
 
-    for name, ndims in (("u", (3, 4)), ("delta", (3, 4)), ("B", (3, 4)), ("C", (3, 4)), ("A", (2, 3)), ("D", (1, 2)),
-                        ("delta_bias", (1, 2)), ("dt_weight", (2, 3)), ("order", (2,))):
+    for name, ndims in (
+        ("u", (3, 4)),
+        ("delta", (3, 4)),
+        ("B", (3, 4)),
+        ("C", (3, 4)),
+        ("A", (2, 3)),
+        ("D", (1, 2)),
+        ("delta_bias", (1, 2)),
+        ("dt_weight", (2, 3)),
+        ("order", (2,)),
+    ):
         t = tensors[name]
         if t is not None and t.ndim not in ndims:
             raise ValueError(f"{name} must have {' or '.join(map(str, ndims))} dimensions, got shape {tuple(t.shape)}")
@@ -111,15 +129,35 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
     if order is not None and (order.shape[0] < 1 or order.shape[1] < 1):
         raise ValueError(f"order must be (routes, steps), both at least 1, got {tuple(order.shape)}")
 
-    scan = Scan(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_index == "step", index == "step",
-                out, u.dtype if out_dtype is None else out_dtype)
+    scan = Scan(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        delta_bias,
+        dt_weight,
+        order,
+        num_tokens,
+        u_index == "step",
+        index == "step",
+        out,
+        u.dtype if out_dtype is None else out_dtype,
+    )
     k, t = scan.routes, scan.steps
     rank = d if dt_weight is None else dt_weight.shape[2]
     length = {True: t, False: num_tokens}
     expected = dict(
-        u=(u.shape[0], length[scan.u_by_step], k, d), delta=(u.shape[0], length[scan.by_step], k, rank),
-        A=(k, d, n), B=(u.shape[0], length[scan.by_step], k, n), C=(u.shape[0], length[scan.by_step], k, n),
-        D=(k, d), delta_bias=(k, d), dt_weight=(k, d, rank))
+        u=(u.shape[0], length[scan.u_by_step], k, d),
+        delta=(u.shape[0], length[scan.by_step], k, rank),
+        A=(k, d, n),
+        B=(u.shape[0], length[scan.by_step], k, n),
+        C=(u.shape[0], length[scan.by_step], k, n),
+        D=(k, d),
+        delta_bias=(k, d),
+        dt_weight=(k, d, rank),
+    )
     for name, shape in expected.items():
         _check_shape(name, getattr(scan, name), shape, axis=2 if len(shape) == 4 else 0)
     return scan
@@ -139,8 +177,9 @@ def _check_dtypes(tensors: dict, out_dtype) -> None:
         if t.dtype not in _INPUT_DTYPES:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
         if (t.dtype == torch.float64) != double:
-            raise TypeError(f"{name} is {t.dtype} but u is {tensors['u'].dtype}; "
-                            "float64 does not mix with other dtypes")
+            raise TypeError(
+                f"{name} is {t.dtype} but u is {tensors['u'].dtype}; float64 does not mix with other dtypes"
+            )
     state = torch.float64 if double else torch.float32
     for name in ("A", "D", "delta_bias"):
         t = tensors[name]
@@ -148,8 +187,9 @@ def _check_dtypes(tensors: dict, out_dtype) -> None:
             raise TypeError(f"{name} must be {state} (the state's dtype), got {t.dtype}; pass {name}.to({state})")
     weight, delta = tensors["dt_weight"], tensors["delta"]
     if weight is not None and (weight.dtype not in _INPUT_DTYPES or (weight.dtype == torch.float64) != double):
-        raise TypeError(f"dt_weight is {weight.dtype} but delta is {delta.dtype}; "
-                        "float64 does not mix with other dtypes")
+        raise TypeError(
+            f"dt_weight is {weight.dtype} but delta is {delta.dtype}; float64 does not mix with other dtypes"
+        )
     order = tensors["order"]
     if order is not None and order.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"order must be int32 or int64, got {order.dtype}")
@@ -170,7 +210,7 @@ def _num_tokens(u, delta, order, num_tokens, u_index, index) -> int:
 def _check_shape(name: str, t: Tensor | None, shape: tuple[int, ...], axis: int) -> None:
     if t is None:
         return
-    shared = shape[:axis] + (1,) + shape[axis + 1:]
+    shared = shape[:axis] + (1,) + shape[axis + 1 :]
     if tuple(t.shape) not in (shape, shared):
         k = shape[axis]
         alternative = f" or {shared} (shared by the {k} routes)" if k > 1 else ""

@@ -1,4 +1,5 @@
 """The scan as a short program without loops or in-place operations, for exporters that know no custom operator."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

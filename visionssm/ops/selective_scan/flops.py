@@ -1,4 +1,5 @@
 """FLOP formulas of the scan for torch.utils.flop_counter."""
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -21,12 +22,14 @@ def _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens) -> in
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan)
-def _forward_flops(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None,
-                   **kwargs) -> int:
+def _forward_flops(
+    u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None, **kwargs
+) -> int:
     return _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens)
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan_backward)
-def _backward_flops(grad, states, u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None,
-                    **kwargs) -> int:
+def _backward_flops(
+    grad, states, u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None, **kwargs
+) -> int:
     return 2 * _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens)

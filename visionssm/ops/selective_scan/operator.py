@@ -1,4 +1,5 @@
 """The public function, the choice of backend, and the registration with torch.library."""
+
 import logging
 import os
 from importlib import import_module
@@ -32,22 +33,22 @@ _TRITON = _triton_version()
 
 
 def selective_scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor | None = None,
-        D: Tensor | None = None,
-        delta_bias: Tensor | None = None,
-        *,
-        dt_weight: Tensor | None = None,
-        order: Tensor | None = None,
-        num_tokens: int | None = None,
-        u_index: str = "token",
-        index: str = "token",
-        out: str = "sum",
-        out_dtype: torch.dtype | None = None,
-        backend: str | None = None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor | None = None,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    dt_weight: Tensor | None = None,
+    order: Tensor | None = None,
+    num_tokens: int | None = None,
+    u_index: str = "token",
+    index: str = "token",
+    out: str = "sum",
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Selective scan along one or several routes over the same tokens (Mamba, arXiv:2312.00752, section 3.2).
 
@@ -92,8 +93,24 @@ def selective_scan(
     tensors = (u, delta, A, B, C, D, delta_bias, dt_weight, order)
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(
-            selective_scan, tensors, u, delta, A, B, C, D, delta_bias, dt_weight=dt_weight, order=order,
-            num_tokens=num_tokens, u_index=u_index, index=index, out=out, out_dtype=out_dtype, backend=backend)
+            selective_scan,
+            tensors,
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            delta_bias,
+            dt_weight=dt_weight,
+            order=order,
+            num_tokens=num_tokens,
+            u_index=u_index,
+            index=index,
+            out=out,
+            out_dtype=out_dtype,
+            backend=backend,
+        )
     scan = canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_index, index, out, out_dtype)
     backend = _choose_backend(backend, scan.u)
     if backend == "reference":
@@ -141,8 +158,10 @@ def _choose_backend(backend: str | None, u: Tensor) -> str:
     if forced == "triton":
         reason = _why_no_triton(u.device.type, u.dtype)
         if reason is not None:
-            raise RuntimeError(f"the Triton backend cannot run on {u.device}: {reason}; "
-                               "use backend='portable' or unset VISIONSSM_BACKEND")
+            raise RuntimeError(
+                f"the Triton backend cannot run on {u.device}: {reason}; "
+                "use backend='portable' or unset VISIONSSM_BACKEND"
+            )
     return forced
 
 
@@ -152,11 +171,15 @@ def _implementation(backend: str):
 
 
 _library = torch.library.Library("visionssm", "DEF")
-_SCAN = ("Tensor u, Tensor delta, Tensor A, Tensor B, Tensor? C, Tensor? D, Tensor? delta_bias, Tensor? dt_weight, "
-         "Tensor? order, SymInt num_tokens, bool u_by_step, bool by_step, str out, ScalarType out_dtype, str backend")
+_SCAN = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor? C, Tensor? D, Tensor? delta_bias, Tensor? dt_weight, "
+    "Tensor? order, SymInt num_tokens, bool u_by_step, bool by_step, str out, ScalarType out_dtype, str backend"
+)
 _library.define(f"selective_scan({_SCAN}, bool save) -> (Tensor, Tensor)")
-_library.define(f"selective_scan_backward(Tensor grad, Tensor states, {_SCAN}) -> "
-                "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
+_library.define(
+    f"selective_scan_backward(Tensor grad, Tensor states, {_SCAN}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def _forward(*args):
@@ -181,8 +204,10 @@ def _backward(grad, states, *args):
 
 def _backward_fake(grad, states, *args):
     scan = Scan(*args[:14])
-    return tuple(scan.u.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
-                 for t in scan[:8])
+    return tuple(
+        scan.u.new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in scan[:8]
+    )
 
 
 def _setup_context(ctx, inputs, output):

@@ -6,6 +6,7 @@ decayed image is added. So a step works on (groups, batch, routes, states, chann
 this is large enough to hide the cost of an operator call, segments so that the working set stays in cache. When one
 step is large enough by itself there is one group, and no image to add.
 """
+
 import threading
 from collections.abc import Iterator
 from math import isqrt, prod
@@ -95,8 +96,10 @@ def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, .
     A = scan.A.transpose(1, 2).contiguous()
     grad = grad.unsqueeze(2) if scan.out == "sum" else grad
 
-    du, ddelta, dB, dC, dweight = (None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device)
-                                   for x in (scan.u, scan.delta, scan.B, scan.C, scan.dt_weight))
+    du, ddelta, dB, dC, dweight = (
+        None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device)
+        for x in (scan.u, scan.delta, scan.B, scan.C, scan.dt_weight)
+    )
     dA, later = A.new_zeros(K, n, d), A.new_zeros(b, K, n, d)  # later: decay times gradient of the step after
     dD, dbias = A.new_zeros(K, d), A.new_zeros(K, d)
 
@@ -141,6 +144,7 @@ def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, .
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
+
 def _plan(steps: int, lanes: int) -> list[tuple[int, int, int]]:
     """(start, groups, length) of each segment, for steps that each work on `lanes` elements."""
     longest = max(1, min(steps, _BLOCK // lanes))
@@ -172,7 +176,7 @@ def _segments(scan: Scan) -> Iterator[_Segment]:
     images = torch.arange(b, device=order.device)[:, None] * L
     routes = torch.arange(K, device=order.device)
     for start, groups, length in plan:
-        entries = order[:, start:start + groups * length].long().unflatten(1, (groups, length)).permute(2, 1, 0)
+        entries = order[:, start : start + groups * length].long().unflatten(1, (groups, length)).permute(2, 1, 0)
         valid = (entries >= 0)[:, :, None, :, None] if padded else None
         tokens = (entries.clamp(min=0) if padded else entries).unsqueeze(2) + images
         yield _Segment(start, groups, length, tokens, tokens * K + routes, valid)
@@ -180,8 +184,9 @@ def _segments(scan: Scan) -> Iterator[_Segment]:
 
 # --- moving between storage (b, S, 1 or K, c) and steps (length, groups, b, K, c) -------------------------------------
 
+
 def _steps(x: Tensor, segment: _Segment) -> Tensor:
-    return x[:, segment.start:segment.stop].unflatten(1, (segment.groups, segment.length)).permute(2, 1, 0, 3, 4)
+    return x[:, segment.start : segment.stop].unflatten(1, (segment.groups, segment.length)).permute(2, 1, 0, 3, 4)
 
 
 def _take(x: Tensor, segment: _Segment, by_step: bool, routes: int, like: Tensor, name: str) -> Tensor:
@@ -203,8 +208,10 @@ def _read(scan: Scan, segment: _Segment, like: Tensor, slope: bool = False) -> t
     z = _step_size(scan, segment, like)
     derivative = torch.sigmoid(z, out=_scratch.get("slope", z.shape, z)) if slope else None
     delta = _softplus_(z).expand_as(u)
-    B, C = (None if x is None else _take(x, segment, scan.by_step, K, like, name)
-            for x, name in ((scan.B, "B"), (scan.C, "C")))
+    B, C = (
+        None if x is None else _take(x, segment, scan.by_step, K, like, name)
+        for x, name in ((scan.B, "B"), (scan.C, "C"))
+    )
     return u, delta, B, C, derivative
 
 
@@ -227,6 +234,7 @@ def _share(grad: Tensor, like: Tensor) -> Tensor:
 
 
 # --- the recurrence, on (length, groups, b, K, N, d) ------------------------------------------------------------------
+
 
 def _decay(delta: Tensor, A: Tensor) -> Tensor:
     shape = *delta.shape[:-1], *A.shape[1:]
@@ -306,6 +314,7 @@ def _retreat(decay: Tensor, g: Tensor, later: Tensor) -> Tensor:
 
 
 # --- the step size ----------------------------------------------------------------------------------------------------
+
 
 def _step_size(scan: Scan, segment: _Segment, like: Tensor) -> Tensor:
     """Step sizes before the softplus, as scanned, (length, groups, b, 1 or K, d), to be overwritten.

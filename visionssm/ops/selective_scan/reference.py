@@ -1,4 +1,5 @@
 """The oracle: the recurrence written out step by step, differentiable by autograd, in float32 or float64."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,4 +1,5 @@
 """The scan as Triton kernels: order, low-rank step sizes and merge inside; deterministic."""
+
 from . import interpreter
 
 if interpreter.INTERPRETING:

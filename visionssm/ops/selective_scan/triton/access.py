@@ -3,6 +3,7 @@
 Offsets within an image are 32-bit where they fit (WIDE false, decided by the host); the image's own offset never is.
 Steps beyond the end read the last step's rows again: the caller gives them no weight, and loads need no mask for them.
 """
+
 import triton
 import triton.language as tl
 
@@ -17,7 +18,7 @@ def load_tokens(order, t0, steps, TURN: tl.constexpr):
         t = tl.minimum(t0 + i, steps - 1)
         if order is not None:
             t = tl.load(order + t)
-        tokens = tokens + (t, )
+        tokens = tokens + (t,)
     return tokens
 
 
@@ -52,13 +53,23 @@ def load_rows(x, stride, tokens, t0, steps, mask, BY_STEP: tl.constexpr, PADDED:
     """Rows of the turn's steps, x pointing at the first one."""
     values = ()
     for i in tl.static_range(len(tokens)):
-        values = values + (load_row(x, stride, tokens[i], t0 + i, steps, mask, BY_STEP, PADDED, WIDE), )
+        values = values + (load_row(x, stride, tokens[i], t0 + i, steps, mask, BY_STEP, PADDED, WIDE),)
     return values
 
 
 @triton.jit
-def load_rank_tile(delta, stride, order, t0, steps, RANK: tl.constexpr, RANKS: tl.constexpr, BY_STEP: tl.constexpr,
-                   PADDED: tl.constexpr, WIDE: tl.constexpr):
+def load_rank_tile(
+    delta,
+    stride,
+    order,
+    t0,
+    steps,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
     """Sixteen rows of a low-rank delta from step t0 on, (16, RANKS)."""
     r = tl.arange(0, RANKS)
     t = tl.minimum(t0 + tl.arange(0, 16), steps - 1)
@@ -73,9 +84,24 @@ def load_rank_tile(delta, stride, order, t0, steps, RANK: tl.constexpr, RANKS: t
 
 
 @triton.jit
-def load_logits(delta, channel, stride, weight, bias, order, mask, tokens, t0, steps, RANK: tl.constexpr,
-                RANKS: tl.constexpr, BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr,
-                PRECISION: tl.constexpr):
+def load_logits(
+    delta,
+    channel,
+    stride,
+    weight,
+    bias,
+    order,
+    mask,
+    tokens,
+    t0,
+    steps,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Raw step sizes with bias, z / ln 2, of the turn; `weight` is the (RANKS, channels) tile of a low-rank delta."""
     if RANK > 0:
         tile = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
@@ -84,5 +110,5 @@ def load_logits(delta, channel, stride, weight, bias, order, mask, tokens, t0, s
         raw = load_rows(delta + channel, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
     z = ()
     for i in tl.static_range(len(tokens)):
-        z = z + (raw[i].to(tl.float32) * LOG2E + bias, )
+        z = z + (raw[i].to(tl.float32) * LOG2E + bias,)
     return z

@@ -2,6 +2,7 @@
 
 The rules follow the instruction and register counts of compiled code (benchmarks/results/kernel_resources.md).
 """
+
 from functools import cache
 from typing import NamedTuple
 

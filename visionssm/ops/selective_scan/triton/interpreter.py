@@ -1,4 +1,5 @@
 """Triton's interpreter, TRITON_INTERPRET=1, which runs the kernels on a CPU with numpy: for tests, very slow."""
+
 import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter

@@ -1,4 +1,5 @@
 """The host's side: strides, buffers, grids; same functions as the portable implementation."""
+
 from typing import NamedTuple
 
 import torch
@@ -47,17 +48,33 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
     merge = sums and not gather and (groups > 1 or dtype != scan.out_dtype)
     by_step = gather or scan.out == "step"
     y = _buffer((b, T if by_step else L, groups, d), by_step or use is None or use.full, u, dtype)
-    late_skip = (merge and grid.walk == 1 and scan.D is not None and (use is None or use.full) and not scan.u_by_step
-                 and u.stride(0) == L * u.stride(1))
+    late_skip = (
+        merge
+        and grid.walk == 1
+        and scan.D is not None
+        and (use is None or use.full)
+        and not scan.u_by_step
+        and u.stride(0) == L * u.stride(1)
+    )
 
     states = u.new_empty(states_shape(scan), dtype=torch.float32) if save else None
     if late_skip:
         arguments["D"] = None
-    arguments |= dict(segments=grid.segments, segment_steps=grid.segment_steps, BLOCK=blocks.channels,
-                      TURN=config.forward_turn(blocks, scan.states, grid.walk), WALK=grid.walk,
-                      CHUNK=config.chunk(scan.states), chunks=states_shape(scan)[2], num_warps=blocks.warps,
-                      out_b=y.stride(0), out_s=y.stride(1), out_k=y.stride(2), OUT_BY_STEP=by_step)
-    programs = (grid.programs, )
+    arguments |= dict(
+        segments=grid.segments,
+        segment_steps=grid.segment_steps,
+        BLOCK=blocks.channels,
+        TURN=config.forward_turn(blocks, scan.states, grid.walk),
+        WALK=grid.walk,
+        CHUNK=config.chunk(scan.states),
+        chunks=states_shape(scan)[2],
+        num_warps=blocks.warps,
+        out_b=y.stride(0),
+        out_s=y.stride(1),
+        out_k=y.stride(2),
+        OUT_BY_STEP=by_step,
+    )
+    programs = (grid.programs,)
     entries = None
     if grid.segments > 1:
         entries, sums = _ends(scan, grid.segments)
@@ -83,18 +100,33 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     blocks = config.backward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
     # with several states the registers are full without sums of earlier routes
     grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=True)
-    programs, segments, groups = (grid.programs, ), grid.segments, K // grid.walk
+    programs, segments, groups = (grid.programs,), grid.segments, K // grid.walk
     chunk, count = config.chunk(n), -(-d // blocks.channels) // grid.span
     du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
     du_rows, rows = T if du_by_step else L, T if dx_by_step else L
     arguments |= dict(
-        grad=grad, grad_b=grad.stride(0), grad_s=grad.stride(1), grad_k=_route_stride(grad, 2),
-        segments=segments, segment_steps=grid.segment_steps, chunks=states.shape[2], du_rows=du_rows, rows=rows,
-        BLOCK=blocks.channels, TURN=blocks.turn, WALK=grid.walk, SPAN=grid.span, CHUNK=chunk,
-        num_warps=blocks.warps, GRAD_BY_STEP=scan.out == "step", DU_BY_STEP=du_by_step, DX_BY_STEP=dx_by_step,
+        grad=grad,
+        grad_b=grad.stride(0),
+        grad_s=grad.stride(1),
+        grad_k=_route_stride(grad, 2),
+        segments=segments,
+        segment_steps=grid.segment_steps,
+        chunks=states.shape[2],
+        du_rows=du_rows,
+        rows=rows,
+        BLOCK=blocks.channels,
+        TURN=blocks.turn,
+        WALK=grid.walk,
+        SPAN=grid.span,
+        CHUNK=chunk,
+        num_warps=blocks.warps,
+        GRAD_BY_STEP=scan.out == "step",
+        DU_BY_STEP=du_by_step,
+        DX_BY_STEP=dx_by_step,
         WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
         # a gradient may lie outside float16's range
-        GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32)
+        GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32,
+    )
     nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias"))
     entries = None
     if segments > 1:
@@ -119,8 +151,20 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
     dD = None if scan.D is None else partial(b, K, segments, d)
     dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
     selective_scan_bwd_kernel[programs](
-        states=states, scratch=scratch, ends=None, sums=None, entries=entries, du=du, dz=dz, shares=shares,
-        dweight=dweight, dA=dA, dD=dD, dbias=dbias, **arguments)
+        states=states,
+        scratch=scratch,
+        ends=None,
+        sums=None,
+        entries=entries,
+        du=du,
+        dz=dz,
+        shares=shares,
+        dweight=dweight,
+        dA=dA,
+        dD=dD,
+        dbias=dbias,
+        **arguments,
+    )
 
     def by_storage(x: Tensor, like: Tensor, stored_by_step: bool) -> Tensor:
         """x (b, S, K, ...) as `like` is stored, (b, S, 1 or K, ...)."""
@@ -137,28 +181,54 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         ddelta, dweight = _low_rank(by_storage(dz, dz, scan.by_step), scan)
     else:
         ddelta = by_storage(dz, scan.delta, scan.by_step)
-    return (by_storage(du, scan.u, scan.u_by_step), ddelta, _sum_images(dA, scan.A),
-            by_storage(dB.contiguous(), scan.B, scan.by_step),
-            None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step),
-            _sum_images(dD, scan.D), _sum_images(dbias, scan.delta_bias), dweight)
+    return (
+        by_storage(du, scan.u, scan.u_by_step),
+        ddelta,
+        _sum_images(dA, scan.A),
+        by_storage(dB.contiguous(), scan.B, scan.by_step),
+        None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step),
+        _sum_images(dD, scan.D),
+        _sum_images(dbias, scan.delta_bias),
+        dweight,
+    )
 
 
 # --- arguments and grids --------------------------------------------------------------------------------------------
+
 
 def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
     """The arguments that the forward and the backward kernel share."""
     delta, B = _dense(scan.delta), _dense(scan.B)
     C = None if scan.C is None else _dense(scan.C)
-    A, D, bias, weight = (None if t is None else t.contiguous()
-                          for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight))
+    A, D, bias, weight = (
+        None if t is None else t.contiguous() for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight)
+    )
     rank = 0 if weight is None else weight.shape[2]
     arguments = dict(
-        weight=weight, bias=bias, A=A, D=D, order=None if use is None else use.entries,
-        weight_k=_route_stride(weight), bias_k=_route_stride(bias), A_k=_route_stride(A), D_k=_route_stride(D),
-        routes=scan.routes, steps=scan.steps, CHANNELS=scan.channels, N=scan.states,
-        STATES=_power_of_two(scan.states), RANK=rank, RANKS=max(16, _power_of_two(rank)), U_BY_STEP=scan.u_by_step,
-        BY_STEP=scan.by_step, PADDED=use is not None and use.padded, WIDE=_wide_offsets(scan), LOG=_logarithm(scan),
-        PRECISION=_precision(scan), num_stages=1)
+        weight=weight,
+        bias=bias,
+        A=A,
+        D=D,
+        order=None if use is None else use.entries,
+        weight_k=_route_stride(weight),
+        bias_k=_route_stride(bias),
+        A_k=_route_stride(A),
+        D_k=_route_stride(D),
+        routes=scan.routes,
+        steps=scan.steps,
+        CHANNELS=scan.channels,
+        N=scan.states,
+        STATES=_power_of_two(scan.states),
+        RANK=rank,
+        RANKS=max(16, _power_of_two(rank)),
+        U_BY_STEP=scan.u_by_step,
+        BY_STEP=scan.by_step,
+        PADDED=use is not None and use.padded,
+        WIDE=_wide_offsets(scan),
+        LOG=_logarithm(scan),
+        PRECISION=_precision(scan),
+        num_stages=1,
+    )
     for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C)):
         strides = (0, 0, 0) if x is None else (x.stride(0), x.stride(1), _route_stride(x, 2))
         arguments |= {name: x} | dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
@@ -168,8 +238,10 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
 def _wide_offsets(scan: Scan) -> bool:
     """Whether offsets within one image, of any tensor read or written, may need 64 bits."""
     rows = max(scan.num_tokens, scan.steps)
-    widest = max(scan.routes * max(scan.channels, (2 * scan.states + 16) * -(-scan.channels // 16)),
-                 *(t.stride(1) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None))
+    widest = max(
+        scan.routes * max(scan.channels, (2 * scan.states + 16) * -(-scan.channels // 16)),
+        *(t.stride(1) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None),
+    )
     return rows * widest >= 2**31
 
 
@@ -209,7 +281,8 @@ def _grid(scan: Scan, blocks: config.Blocks, walk: bool, span: bool = False) -> 
     if span:
         rank = 0 if scan.dt_weight is None else scan.dt_weight.shape[2]
         spanned = config.blocks_per_program(
-            count, scan.states, rank, programs * segments, blocks.warps, multiprocessors)
+            count, scan.states, rank, programs * segments, blocks.warps, multiprocessors
+        )
     return Grid(programs * segments // (routes * spanned), routes, spanned, segments, segment_steps)
 
 
@@ -237,6 +310,7 @@ def _buffer(shape: tuple[int, ...], all_written: bool, like: Tensor, dtype: torc
 
 # --- the small kernels ----------------------------------------------------------------------------------------------
 
+
 def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
     shape = scan.batch * scan.routes, segments, scan.channels
     return tuple(scan.u.new_empty(s, dtype=torch.float32) for s in ((*shape, scan.states), shape))
@@ -245,8 +319,9 @@ def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
 def _join(ends: Tensor, sums: Tensor, scan: Scan, segments: int, reverse: bool) -> None:
     A, block = scan.A.contiguous(), 128
     grid = ends.shape[0], -(-scan.channels * scan.states // block)
-    join_segments_kernel[grid](ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states,
-                               block, reverse, num_warps=1)
+    join_segments_kernel[grid](
+        ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states, block, reverse, num_warps=1
+    )
 
 
 def _merge(x: Tensor, dtype: torch.dtype, u: Tensor | None = None, D: Tensor | None = None) -> Tensor:
@@ -258,7 +333,8 @@ def _merge(x: Tensor, dtype: torch.dtype, u: Tensor | None = None, D: Tensor | N
     D = None if D is None else D.contiguous()
     u_s, u_k = (0, 0) if u is None else (u.stride(1), _route_stride(u, 2))
     merge_routes_kernel[(-(-b * L // rows), -(-c // block))](
-        x, out, u, D, u_s, u_k, _route_stride(D), b * L, K, c, rows, block, u is None or u.shape[2] == 1, num_warps=4)
+        x, out, u, D, u_s, u_k, _route_stride(D), b * L, K, c, rows, block, u is None or u.shape[2] == 1, num_warps=4
+    )
     return out
 
 
@@ -273,6 +349,7 @@ def _gather(x: Tensor, visits: Visits, dtype: torch.dtype) -> Tensor:
 
 
 # --- gradients of parameters ----------------------------------------------------------------------------------------
+
 
 def _sum_images(partial: Tensor | None, like: Tensor | None) -> Tensor | None:
     """partial (b, K, segments, ...) as `like`, (1 or K, ...)."""

@@ -3,6 +3,7 @@
 The kernels keep step sizes in units of ln 2: with l = log2(1 + e^z), delta = l ln 2 and the decay e^(delta A) is
 2^(l A), so that every exponential is one instruction.
 """
+
 import triton
 import triton.language as tl
 
@@ -14,8 +15,9 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 def log2_approx(x, PTX: tl.constexpr):
     """log2 of x >= 1, absolute error 2^-22 with PTX: one instruction, where `tl.log2` expands to some thirty."""
     if PTX:
-        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True,
-                                         pack=1)
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
         return tl.log2(x)
 

@@ -1,11 +1,25 @@
 """Sums over the routes, and over the steps that visit a token."""
+
 import triton
 import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["rows"])
-def merge_routes_kernel(x, out, u, D, u_s, u_k, D_k, rows, ROUTES: tl.constexpr, CHANNELS: tl.constexpr,
-                        ROWS: tl.constexpr, BLOCK: tl.constexpr, SHARED: tl.constexpr):
+def merge_routes_kernel(
+    x,
+    out,
+    u,
+    D,
+    u_s,
+    u_k,
+    D_k,
+    rows,
+    ROUTES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SHARED: tl.constexpr,
+):
     """out[row] = sum over routes of x[row, route] + D[route] u[row, route], in float32 and in the routes' order.
 
     SHARED: u has one route, so it is multiplied by the sum of D.
@@ -15,7 +29,7 @@ def merge_routes_kernel(x, out, u, D, u_s, u_k, D_k, rows, ROUTES: tl.constexpr,
     mask = (row < rows)[:, None] & (channel < CHANNELS)[None, :]
     x += row[:, None] * (ROUTES * CHANNELS) + channel[None, :]
     total = tl.zeros((ROWS, BLOCK), tl.float32)
-    skip = tl.zeros((BLOCK, ), tl.float32)
+    skip = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(ROUTES):
         total += tl.load(x + k * CHANNELS, mask=mask, other=0.0).to(tl.float32)
         if D is not None:
@@ -38,7 +52,7 @@ def gather_sum_kernel(x, out, start, index, rows, bins, CHANNELS: tl.constexpr, 
     image = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     mask = channel < CHANNELS
-    total = tl.zeros((BLOCK, ), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
     for j in range(tl.load(start + bin), tl.load(start + bin + 1)):
         row = image * rows + tl.load(index + j)
         total += tl.load(x + row * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)

@@ -1,4 +1,5 @@
 """The backward scan: states recomputed turn by turn from the saved ones, then walked down."""
+
 import triton
 import triton.language as tl
 
@@ -8,15 +9,75 @@ from .mathematics import LN2, LOG2E, advance, columns, softplus2
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "rows"])
 def selective_scan_bwd_kernel(
-        grad, u, delta, weight, bias, A, B, C, D, order, states, scratch, ends, sums, entries,
-        du, dz, shares, dweight, dA, dD, dbias,
-        grad_b, grad_s, grad_k, u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k,
-        C_b, C_s, C_k, D_k, routes, steps, segments, segment_steps, chunks, du_rows, rows,
-        CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
-        BLOCK: tl.constexpr, TURN: tl.constexpr, WALK: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr,
-        GRAD_BY_STEP: tl.constexpr, U_BY_STEP: tl.constexpr, BY_STEP: tl.constexpr, DU_BY_STEP: tl.constexpr,
-        DX_BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr,
-        PRECISION: tl.constexpr, GRADIENT_DTYPE: tl.constexpr):
+    grad,
+    u,
+    delta,
+    weight,
+    bias,
+    A,
+    B,
+    C,
+    D,
+    order,
+    states,
+    scratch,
+    ends,
+    sums,
+    entries,
+    du,
+    dz,
+    shares,
+    dweight,
+    dA,
+    dD,
+    dbias,
+    grad_b,
+    grad_s,
+    grad_k,
+    u_b,
+    u_s,
+    u_k,
+    delta_b,
+    delta_s,
+    delta_k,
+    weight_k,
+    bias_k,
+    A_k,
+    B_b,
+    B_s,
+    B_k,
+    C_b,
+    C_s,
+    C_k,
+    D_k,
+    routes,
+    steps,
+    segments,
+    segment_steps,
+    chunks,
+    du_rows,
+    rows,
+    CHANNELS: tl.constexpr,
+    N: tl.constexpr,
+    STATES: tl.constexpr,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
+    WALK: tl.constexpr,
+    SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    GRAD_BY_STEP: tl.constexpr,
+    U_BY_STEP: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    DU_BY_STEP: tl.constexpr,
+    DX_BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+    LOG: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GRADIENT_DTYPE: tl.constexpr,
+):
     """Walk the turns of a segment from its last to its first.
 
     A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u; or, with
@@ -98,17 +159,20 @@ def selective_scan_bwd_kernel(
         w = 0.0
         if RANK > 0:
             r = tl.arange(0, RANKS)
-            w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                        mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+            w = tl.load(
+                weight + route * weight_k + channel[None, :] * RANK + r[:, None],
+                mask=inside[None, :] & (r < RANK)[:, None],
+                other=0.0,
+            ).to(delta.dtype.element_ty)
 
         if entries is not None:
             s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
         else:
             s = a * 0.0
-        total = tl.zeros((BLOCK, ), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
         a_sum = a * 0.0
-        d_sum = tl.zeros((BLOCK, ), tl.float32)
-        bias_sum = tl.zeros((BLOCK, ), tl.float32)
+        d_sum = tl.zeros((BLOCK,), tl.float32)
+        bias_sum = tl.zeros((BLOCK,), tl.float32)
         if ends is None:
             du_lanes = du + channel
             shares_at = shares + ((image * rows * routes + route) * spans + span) * SHARES + n_at
@@ -122,8 +186,24 @@ def selective_scan_bwd_kernel(
         for back in range(0, turns):
             t0 = first + (turns - 1 - back) * TURN
             tokens = load_tokens(token_of, t0, steps, TURN)
-            z = load_logits(delta_rows, channel, delta_s, w, bias2, token_of, mask, tokens, t0, steps, RANK, RANKS,
-                            BY_STEP, PADDED, WIDE, PRECISION)
+            z = load_logits(
+                delta_rows,
+                channel,
+                delta_s,
+                w,
+                bias2,
+                token_of,
+                mask,
+                tokens,
+                t0,
+                steps,
+                RANK,
+                RANKS,
+                BY_STEP,
+                PADDED,
+                WIDE,
+                PRECISION,
+            )
             if dweight is not None:
                 ranks = load_rank_tile(delta_rows, delta_s, token_of, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
             dys = load_rows(grad_lanes, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
@@ -133,10 +213,10 @@ def selective_scan_bwd_kernel(
             dy = ()
             for i in tl.static_range(TURN):
                 live = t0 + i < steps
-                l = l + (tl.where(live, softplus2(z[i], LOG), 0.0), )
+                l = l + (tl.where(live, softplus2(z[i], LOG), 0.0),)
                 if PADDED:
                     live = live & (tokens[i] >= 0)
-                dy = dy + (tl.where(live, dys[i], 0.0).to(dys[i].dtype), )
+                dy = dy + (tl.where(live, dys[i], 0.0).to(dys[i].dtype),)
 
             if ends is not None:
                 for i in tl.static_range(TURN - 1, -1, -1):
@@ -152,8 +232,9 @@ def selective_scan_bwd_kernel(
                 x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
                 b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
                 if WALK > 1:  # sums of the routes walked before
-                    earlier = load_rows(du_lanes, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0),
-                                        DU_BY_STEP, PADDED, WIDE)
+                    earlier = load_rows(
+                        du_lanes, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP, PADDED, WIDE
+                    )
                 # the state before the turn
                 c0 = t0 // CHUNK * CHUNK
                 saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
@@ -166,8 +247,24 @@ def selective_scan_bwd_kernel(
                             tl.store(scratch + turn * BLOCK * STATES + scratch_at, h)
                             t1 = c0 + turn * TURN
                             tokens1 = load_tokens(token_of, t1, steps, TURN)
-                            z1 = load_logits(delta_rows, channel, delta_s, w, bias2, token_of, mask, tokens1, t1, steps,
-                                             RANK, RANKS, BY_STEP, PADDED, WIDE, PRECISION)
+                            z1 = load_logits(
+                                delta_rows,
+                                channel,
+                                delta_s,
+                                w,
+                                bias2,
+                                token_of,
+                                mask,
+                                tokens1,
+                                t1,
+                                steps,
+                                RANK,
+                                RANKS,
+                                BY_STEP,
+                                PADDED,
+                                WIDE,
+                                PRECISION,
+                            )
                             x1 = load_rows(u_lanes, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
                             b1 = load_rows(B_lanes, B_s, tokens1, t1, steps, n_mask, BY_STEP, PADDED, WIDE)
                             for i in tl.static_range(TURN):
@@ -178,7 +275,7 @@ def selective_scan_bwd_kernel(
 
                 before = ()  # the state before each step
                 for i in tl.static_range(TURN):
-                    before = before + (h, )
+                    before = before + (h,)
                     if i < TURN - 1:
                         h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
 
@@ -239,17 +336,23 @@ def selective_scan_bwd_kernel(
                         d_sum += dy_i * x_i
                     if WALK > 1:
                         dx += earlier[i].to(tl.float32)
-                    tl.store(du_lanes + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE), dx,
-                             mask=inside & (live if U_BY_STEP else known))
+                    tl.store(
+                        du_lanes + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE),
+                        dx,
+                        mask=inside & (live if U_BY_STEP else known),
+                    )
                     # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second needs no z but cancels where l is small
                     slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
                     dzi = tl.where(live, ddelta * slope, 0.0)
                     bias_sum += dzi
                     if dweight is None:
-                        tl.store(dz_at + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE), dzi,
-                                 mask=inside & (live if BY_STEP else known))
+                        tl.store(
+                            dz_at + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE),
+                            dzi,
+                            mask=inside & (live if BY_STEP else known),
+                        )
                     else:
-                        dzs = (dzi, ) + dzs
+                        dzs = (dzi,) + dzs
 
                 if dweight is not None:
                     tile = columns(dzs).to(GRADIENT_DTYPE)
@@ -273,8 +376,11 @@ def selective_scan_bwd_kernel(
             if D is not None:
                 tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
             if dweight is not None:
-                tl.store(dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :], weight_sum,
-                         mask=inside[:, None] & (r < RANK)[None, :])
+                tl.store(
+                    dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :],
+                    weight_sum,
+                    mask=inside[:, None] & (r < RANK)[None, :],
+                )
             if bias is not None:
                 tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
         if WALK * SPAN > 1:

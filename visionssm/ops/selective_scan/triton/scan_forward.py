@@ -1,4 +1,5 @@
 """The forward scan: one program walks some channels of one or several routes of one image."""
+
 import triton
 import triton.language as tl
 
@@ -8,13 +9,61 @@ from .mathematics import LOG2E, advance, softplus2
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks"])
 def selective_scan_fwd_kernel(
-        u, delta, weight, bias, A, B, C, D, order, out, states, ends, sums, entries,
-        u_b, u_s, u_k, delta_b, delta_s, delta_k, weight_k, bias_k, A_k, B_b, B_s, B_k, C_b, C_s, C_k, D_k,
-        out_b, out_s, out_k, routes, steps, segments, segment_steps, chunks,
-        CHANNELS: tl.constexpr, N: tl.constexpr, STATES: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr,
-        BLOCK: tl.constexpr, TURN: tl.constexpr, WALK: tl.constexpr, CHUNK: tl.constexpr, U_BY_STEP: tl.constexpr,
-        BY_STEP: tl.constexpr, OUT_BY_STEP: tl.constexpr, PADDED: tl.constexpr, WIDE: tl.constexpr, LOG: tl.constexpr,
-        PRECISION: tl.constexpr):
+    u,
+    delta,
+    weight,
+    bias,
+    A,
+    B,
+    C,
+    D,
+    order,
+    out,
+    states,
+    ends,
+    sums,
+    entries,
+    u_b,
+    u_s,
+    u_k,
+    delta_b,
+    delta_s,
+    delta_k,
+    weight_k,
+    bias_k,
+    A_k,
+    B_b,
+    B_s,
+    B_k,
+    C_b,
+    C_s,
+    C_k,
+    D_k,
+    out_b,
+    out_s,
+    out_k,
+    routes,
+    steps,
+    segments,
+    segment_steps,
+    chunks,
+    CHANNELS: tl.constexpr,
+    N: tl.constexpr,
+    STATES: tl.constexpr,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
+    WALK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    U_BY_STEP: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    OUT_BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+    LOG: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Scan TURN steps per turn, all loads of a turn before its first step.
 
     A program walks WALK routes one after the other, each adding its output to what those before it wrote; the sequences
@@ -80,23 +129,42 @@ def selective_scan_fwd_kernel(
         w = 0.0
         if RANK > 0:
             r = tl.arange(0, RANKS)
-            w = tl.load(weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                        mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+            w = tl.load(
+                weight + route * weight_k + channel[None, :] * RANK + r[:, None],
+                mask=inside[None, :] & (r < RANK)[:, None],
+                other=0.0,
+            ).to(delta.dtype.element_ty)
 
         per_scan = scan * segments + segment
         if entries is not None:
             h = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)
         else:
             h = a * 0.0
-        total = tl.zeros((BLOCK, ), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
 
         first = segment * segment_steps
         last = tl.minimum(first + segment_steps, steps)
         for turn in range(0, tl.cdiv(last - first, TURN)):
             t0 = first + turn * TURN
             tokens = load_tokens(token_of, t0, steps, TURN)
-            z = load_logits(delta_rows, channel, delta_s, w, bias2, token_of, mask, tokens, t0, steps, RANK, RANKS,
-                            BY_STEP, PADDED, WIDE, PRECISION)
+            z = load_logits(
+                delta_rows,
+                channel,
+                delta_s,
+                w,
+                bias2,
+                token_of,
+                mask,
+                tokens,
+                t0,
+                steps,
+                RANK,
+                RANKS,
+                BY_STEP,
+                PADDED,
+                WIDE,
+                PRECISION,
+            )
             x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
             b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
             if C is not None and ends is None:
@@ -108,13 +176,19 @@ def selective_scan_fwd_kernel(
                     if i % AHEAD == 0:
                         earlier = ()  # sums of the routes walked before
                         for j in tl.static_range(AHEAD):
-                            earlier = earlier + (load_row(out, out_s, tokens[i + j], t + j, steps,
-                                                          inside & (walked > 0), False, PADDED, WIDE), )
+                            earlier = earlier + (
+                                load_row(
+                                    out, out_s, tokens[i + j], t + j, steps, inside & (walked > 0), False, PADDED, WIDE
+                                ),
+                            )
                 if states is not None:
                     if i % CHUNK == 0:
                         if CHUNK <= TURN or t % CHUNK == 0:
-                            tl.store(states + (scan * chunks + t // CHUNK) * CHANNELS * N + state_at, h,
-                                     mask=state_mask & live)
+                            tl.store(
+                                states + (scan * chunks + t // CHUNK) * CHANNELS * N + state_at,
+                                h,
+                                mask=state_mask & live,
+                            )
                 l = tl.where(live, softplus2(z[i], LOG), 0.0)
                 x_i = x[i].to(tl.float32)
                 h = advance(h, l, x_i, b[i].to(tl.float32), a)

@@ -1,11 +1,22 @@
 """Sequences split among programs: from what each segment does alone to the state each segment begins with."""
+
 import triton
 import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["segments"])
-def join_segments_kernel(ends, sums, A, A_k, routes, segments, CHANNELS: tl.constexpr, N: tl.constexpr,
-                         BLOCK: tl.constexpr, REVERSE: tl.constexpr):
+def join_segments_kernel(
+    ends,
+    sums,
+    A,
+    A_k,
+    routes,
+    segments,
+    CHANNELS: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
     """Replace the segments' last states, each begun from zero, by their entry states; REVERSE walks from the end.
 
     A segment multiplies the state it is given by 2^(A sum(l)), for all N states with one sum.
@@ -14,7 +25,7 @@ def join_segments_kernel(ends, sums, A, A_k, routes, segments, CHANNELS: tl.cons
     element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of (CHANNELS, N)
     mask = element < CHANNELS * N
     a = tl.load(A + scan % routes * A_k + element, mask=mask, other=0.0)
-    h = tl.zeros((BLOCK, ), tl.float32)
+    h = tl.zeros((BLOCK,), tl.float32)
     for i in range(0, segments):
         segment = scan * segments + (segments - 1 - i if REVERSE else i)
         at = ends + segment * CHANNELS * N + element

@@ -1,4 +1,5 @@
 """What the kernels must know of a scan table; found once per tensor, since a launch must not read values back."""
+
 import weakref
 from typing import NamedTuple
 
