@@ -13,8 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from visionssm.engine.files import write_atomically
-from visionssm.models._checkpoint import CheckpointError
+from visionssm.checkpoints import CheckpointError
+from visionssm.files import write_atomically
 from visionssm.openmmlab.conversion import convert
 from visionssm.openmmlab.requirements import check_installed
 from visionssm.openmmlab.weights import read_state_dict

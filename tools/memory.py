@@ -12,8 +12,8 @@ from pathlib import Path
 
 import visionssm
 from visionssm.analysis.memory import PRECISIONS, TrainingMemory, training_memory
-from visionssm.engine.files import write_text
 from visionssm.engine.help import HelpFormatter
+from visionssm.files import write_text
 
 GIB, MIB = 2**30, 2**20
 

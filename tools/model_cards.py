@@ -17,7 +17,7 @@ from timm.models import get_pretrained_cfg
 
 import visionssm  # noqa: F401
 from visionssm.analysis.flops import count
-from visionssm.engine.files import write_text
+from visionssm.files import write_text
 
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 _TABLE = re.compile(r"(<!-- variants -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -12,7 +12,7 @@ import sys
 
 from visionssm.engine.digit_scenes import write_scenes
 from visionssm.engine.digits import write_classification
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 def main() -> int:

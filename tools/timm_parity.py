@@ -27,7 +27,7 @@ from timm.utils import ParseKwargs
 
 import visionssm  # noqa: F401
 from visionssm.engine.digits import digit_images
-from visionssm.engine.files import write_text
+from visionssm.files import write_text
 
 IMAGES, STEPS = 48, 6
 RECIPE = {

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from visionssm.analysis.scan_pictures import draw_scans
-from visionssm.engine.files import write_atomically
+from visionssm.files import write_atomically
 from visionssm.scans import check_scan, list_scans
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip in
 from visionssm.engine import digit_scenes  # noqa: E402
 from visionssm.engine.digit_scenes import draw_scene, write_scenes  # noqa: E402
 from visionssm.engine.digits import digit_images  # noqa: E402
-from visionssm.engine.errors import UserError  # noqa: E402
+from visionssm.errors import UserError  # noqa: E402
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare_digits.py"
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from visionssm.engine.digits import MANIFEST, write_classification
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 def hashes(folder):

@@ -3,7 +3,7 @@
 import pytest
 
 from visionssm.engine.arguments import parse_args
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 def recipe(tmp_path, text):

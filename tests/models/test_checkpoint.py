@@ -10,8 +10,8 @@ import timm
 import torch
 
 import visionssm  # noqa: F401
+from visionssm.checkpoints import check_checkpoint_file, identify, unwrap
 from visionssm.models import CheckpointError, inert_stand_ins
-from visionssm.models._checkpoint import check_checkpoint_file, identify, unwrap
 
 
 @pytest.fixture

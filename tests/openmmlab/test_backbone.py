@@ -17,7 +17,7 @@ from tests.parity import DATA, compare_summary, fill_state_dict, reference_input
 from tests.parity import localmamba as localmamba_parity  # noqa: E402
 from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
 from tests.parity import vmamba as vmamba_parity  # noqa: E402
-from visionssm.models._checkpoint import CheckpointError  # noqa: E402
+from visionssm.checkpoints import CheckpointError  # noqa: E402
 from visionssm.models.localmamba import checkpoint_filter_fn as localmamba_filter  # noqa: E402
 from visionssm.models.plainmamba import checkpoint_filter_fn as plainmamba_filter  # noqa: E402
 from visionssm.models.vmamba import checkpoint_filter_fn as vmamba_filter  # noqa: E402

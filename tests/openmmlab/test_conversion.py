@@ -20,7 +20,7 @@ from tests.parity import DATA, compare_summary, fill_state_dict, reference_input
 from tests.parity import localmamba as localmamba_parity  # noqa: E402
 from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
 from tests.parity import vmamba as vmamba_parity  # noqa: E402
-from visionssm.models._checkpoint import CheckpointError  # noqa: E402
+from visionssm.checkpoints import CheckpointError  # noqa: E402
 from visionssm.openmmlab import VisionSSMBackbone  # noqa: E402
 from visionssm.openmmlab.conversion import convert  # noqa: E402
 from visionssm.openmmlab.weights import read_state_dict  # noqa: E402

@@ -13,7 +13,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from visionssm.engine.errors import UserError  # noqa: E402
+from visionssm.errors import UserError  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab.prediction import Predictor, main, objects, shares  # noqa: E402
 

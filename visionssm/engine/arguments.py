@@ -6,9 +6,9 @@ import argparse
 
 from timm.utils import ParseKwargs
 
-from visionssm.engine.errors import UserError
 from visionssm.engine.help import HelpFormatter
 from visionssm.engine.recipes import apply_recipe
+from visionssm.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:

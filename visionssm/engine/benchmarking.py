@@ -20,11 +20,11 @@ from timm.utils import ParseKwargs
 from visionssm.analysis.flops import count
 from visionssm.engine.building import create_model
 from visionssm.engine.distributed import resolve_device
-from visionssm.engine.errors import UserError, nearest
-from visionssm.engine.files import write_text
 from visionssm.engine.help import HelpFormatter
 from visionssm.engine.plots import draw_lines
 from visionssm.engine.tables import render
+from visionssm.errors import UserError, nearest
+from visionssm.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from timm.models import is_model, list_models
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 
 import visionssm  # noqa: F401  registers the models with timm
-from visionssm.engine.errors import UserError, nearest
+from visionssm.errors import UserError, nearest
 
 _logger = logging.getLogger(__name__)
 

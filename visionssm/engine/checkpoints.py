@@ -19,10 +19,10 @@ from timm.task import TrainingTask
 from timm.utils import CheckpointSaver
 from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import sync_folder, write_atomically
+from visionssm.checkpoints import inert_stand_ins
 from visionssm.engine.tasks import RUN_STATE
-from visionssm.models._checkpoint import inert_stand_ins
+from visionssm.errors import UserError
+from visionssm.files import sync_folder, write_atomically
 
 EXTENSION = ".pth.tar"
 

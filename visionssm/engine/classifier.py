@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 
 from visionssm.engine.building import create_model
 from visionssm.engine.checkpoints import load_weights, read_checkpoint
-from visionssm.engine.errors import UserError
 from visionssm.engine.tasks import RUN_STATE
+from visionssm.errors import UserError
 
 
 @dataclass

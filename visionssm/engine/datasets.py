@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data import ImageDataset, create_dataset
 from timm.data.readers import get_img_extensions
 
-from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.randomness import seed_everything
+from visionssm.errors import UserError, nearest
 
 _logger = logging.getLogger(__name__)
 

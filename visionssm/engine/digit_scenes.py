@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from visionssm.engine.digits import digit_images, split_by_class
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import write_text
+from visionssm.errors import UserError
+from visionssm.files import write_text
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SPLITS = ("train", "validation")

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import write_text
+from visionssm.errors import UserError
+from visionssm.files import write_text
 
 MANIFEST = "digits.json"
 

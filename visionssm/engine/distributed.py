@@ -10,7 +10,7 @@ import torch
 from timm.utils.distributed import is_distributed_env, world_info_from_env
 from torch import distributed as dist
 
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from timm.task import ClassificationEvaluator
 from torch import distributed as dist
 
 from visionssm.engine.datasets import SKIPPED
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 @torch.inference_mode()

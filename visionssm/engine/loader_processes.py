@@ -10,7 +10,7 @@ from multiprocessing import active_children
 from types import FrameType
 from typing import Any
 
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 class LoaderProcessError(UserError):

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from visionssm.engine.datasets import ReadableImages, open_dataset
 from visionssm.engine.distributed import World
-from visionssm.engine.errors import UserError
 from visionssm.engine.loader_processes import ExplainedLoader, explained, ignore_signals
 from visionssm.engine.sampling import EpochBatches, EvaluationIndices
+from visionssm.errors import UserError
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -15,7 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import BboxBase
 from PIL import Image
 
-from visionssm.engine.files import write_atomically
+from visionssm.files import write_atomically
 
 matplotlib.use("Agg")
 

@@ -19,11 +19,11 @@ from timm.utils import ParseKwargs
 from visionssm.engine.classifier import Classifier, load_classifier
 from visionssm.engine.datasets import BadImageError
 from visionssm.engine.distributed import resolve_device
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import write_text
 from visionssm.engine.help import HelpFormatter
 from visionssm.engine.plots import Prediction, draw_predictions
 from visionssm.engine.reporting import setup_logging
+from visionssm.errors import UserError
+from visionssm.files import write_text
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-from visionssm.engine.errors import UserError, nearest
+from visionssm.errors import UserError, nearest
 
 
 def apply_recipe(parser: argparse.ArgumentParser, path: str | Path) -> None:

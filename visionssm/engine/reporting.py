@@ -16,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import write_text
+from visionssm.errors import UserError
+from visionssm.files import write_text
 
 _logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from visionssm.engine.checkpoints import EXTENSION, run_checkpoints
-from visionssm.engine.errors import UserError
-from visionssm.engine.files import write_text
+from visionssm.errors import UserError
+from visionssm.files import write_text
 
 KEPT_OUT_OF_ARGS = ("config", "overwrite")
 

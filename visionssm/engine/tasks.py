@@ -14,7 +14,7 @@ from timm.task import (
     TrainingTask,
 )
 
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 RUN_STATE = "run"
 

@@ -17,7 +17,6 @@ from visionssm.engine import building, distributed
 from visionssm.engine.arguments import parse_args
 from visionssm.engine.checkpoints import find_newest, load_weights, read_checkpoint, restore_task
 from visionssm.engine.datasets import check_same_classes, class_names
-from visionssm.engine.errors import UserError
 from visionssm.engine.loader_processes import loader_processes_ended
 from visionssm.engine.loaders import create_eval_loader, create_train_loader, open_split
 from visionssm.engine.randomness import seed_everything
@@ -27,6 +26,7 @@ from visionssm.engine.stopping import Interrupted, StopRequest
 from visionssm.engine.tasks import create_task
 from visionssm.engine.trainer import Trainer
 from visionssm.engine.updating import Updater
+from visionssm.errors import UserError
 
 _logger = logging.getLogger(__name__)
 

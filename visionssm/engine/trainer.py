@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from visionssm.engine.checkpoints import AtomicSaver
 from visionssm.engine.distributed import PeerLostError, World, is_peer_failure
-from visionssm.engine.errors import UserError
 from visionssm.engine.evaluation import evaluate
 from visionssm.engine.loader_processes import LoaderProcessError
 from visionssm.engine.loaders import TrainLoader
@@ -27,6 +26,7 @@ from visionssm.engine.reporting import Progress, Summary, Trackers, read_summary
 from visionssm.engine.run_folder import RunFolder
 from visionssm.engine.stopping import Interrupted, StopRequest
 from visionssm.engine.updating import NonFiniteError, Updater, autocast_for
+from visionssm.errors import UserError
 
 _logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad
 
-from visionssm.engine.errors import UserError
+from visionssm.errors import UserError
 
 
 def autocast_for(args: argparse.Namespace, device: torch.device) -> Callable[[], AbstractContextManager]:

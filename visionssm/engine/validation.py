@@ -21,15 +21,15 @@ from timm.utils import ParseKwargs
 from visionssm.engine.classifier import Classifier, load_classifier
 from visionssm.engine.datasets import class_names, open_dataset
 from visionssm.engine.distributed import resolve_device
-from visionssm.engine.errors import UserError, nearest
 from visionssm.engine.evaluation import evaluate
-from visionssm.engine.files import write_text
 from visionssm.engine.help import HelpFormatter
 from visionssm.engine.loader_processes import loader_processes_ended
 from visionssm.engine.loaders import create_eval_loader
 from visionssm.engine.plots import draw_tradeoff
 from visionssm.engine.reporting import Progress, setup_logging
 from visionssm.engine.tables import render
+from visionssm.errors import UserError, nearest
+from visionssm.files import write_text
 
 _logger = logging.getLogger(__name__)
 

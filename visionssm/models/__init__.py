@@ -1,6 +1,6 @@
 """Model families; importing this package registers every variant with timm."""
 
-from ._checkpoint import CheckpointError, inert_stand_ins
+from ..checkpoints import CheckpointError, inert_stand_ins
 from ._listing import list_models
 from .groupmamba import GroupMamba
 from .localmamba import LocalVim, LocalVMamba

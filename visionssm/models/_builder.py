@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from ._checkpoint import check_checkpoint_file, inert_stand_ins
+from ..checkpoints import check_checkpoint_file, inert_stand_ins
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -11,10 +11,10 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .._timm_compat import feature_take_indices, update_model_input_size
+from ..checkpoints import CheckpointError
 from ..layers.ssm import state_dtype
 from ..layers.tokens import insert_middle_token, middle_token, remove_middle_token, resample_pos_embed
 from ._builder import VisionModel
-from ._checkpoint import CheckpointError
 
 _logger = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..checkpoints import check_state_dict, unwrap
 from ..layers import ConvDownsample, GroupSS2D, Stage
 from ..scans import num_routes
 from ._builder import build_model
-from ._checkpoint import check_state_dict, unwrap
 from ._hierarchical import HierarchicalModel
 
 __all__ = ["GroupMamba"]

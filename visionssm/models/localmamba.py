@@ -27,6 +27,7 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
+from ..checkpoints import CheckpointError, check_routes, check_state_dict, identify, unwrap
 from ..layers import (
     LocalRouteMixer,
     LocalSS2D,
@@ -39,7 +40,6 @@ from ..layers import (
 )
 from ..scans import check_scan
 from ._builder import build_model
-from ._checkpoint import CheckpointError, check_routes, check_state_dict, identify, unwrap
 from ._hierarchical import HierarchicalModel, init_module
 from ._plain import PlainModel, fit_pos_embed
 

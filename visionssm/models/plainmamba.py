@@ -22,11 +22,11 @@ from timm.layers import ConvNormAct, calculate_drop_path_rates, get_norm_layer, 
 from timm.models import generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
+from ..checkpoints import check_state_dict, unwrap
 from ..layers import StreamBlock, init_a_log_, init_dt_bias_, init_dt_weight_, resample_pos_embed, state_dtype
 from ..ops import selective_scan
 from ..scans import direction_table, inverse_table, scan_table
 from ._builder import build_model
-from ._checkpoint import check_state_dict, unwrap
 from ._plain import PlainModel
 
 __all__ = ["PlainMamba"]

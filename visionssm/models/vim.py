@@ -19,10 +19,10 @@ from timm.layers import calculate_drop_path_rates, get_norm_layer, to_2tuple, tr
 from timm.models import generate_default_cfgs, named_apply, register_model
 from torch import Tensor, nn
 
+from ..checkpoints import CheckpointError, check_routes, check_state_dict, unwrap
 from ..layers import PatchEmbed, RouteMixer, StreamBlock
 from ..scans import check_scan, scan_table
 from ._builder import build_model
-from ._checkpoint import CheckpointError, check_routes, check_state_dict, unwrap
 from ._plain import PlainModel, fit_pos_embed
 
 __all__ = ["Vim"]

@@ -28,10 +28,10 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..checkpoints import check_routes, check_state_dict, unwrap
 from ..layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem, Stage
 from ..scans import check_scan
 from ._builder import build_model
-from ._checkpoint import check_routes, check_state_dict, unwrap
 from ._hierarchical import HierarchicalModel
 
 __all__ = ["VMamba"]

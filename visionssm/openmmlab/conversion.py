@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..models._checkpoint import CheckpointError
+from ..checkpoints import CheckpointError
 from ..models.groupmamba import checkpoint_filter_fn as groupmamba_filter
 from ..models.localmamba import checkpoint_filter_fn as localmamba_filter
 from ..models.plainmamba import checkpoint_filter_fn as plainmamba_filter

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..models._checkpoint import CheckpointError
+from ..checkpoints import CheckpointError
 from .data import check_data, move_data
 from .layer_decay import describe_groups
 from .requirements import check_installed

@@ -11,7 +11,7 @@ from torch import nn
 
 import visionssm
 
-from ..models._checkpoint import CheckpointError, check_checkpoint_file, inert_stand_ins, unwrap
+from ..checkpoints import CheckpointError, check_checkpoint_file, inert_stand_ins, unwrap
 
 _SHOWN = 8
 
