@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation test test-all openmmlab openmmlab-compiled lint timm-suite parity clean
+.PHONY: help demo demo-detection demo-segmentation test test-all openmmlab openmmlab-compiled lint docs timm-suite parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
@@ -20,6 +20,7 @@ help:
 	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
 	@echo "make openmmlab-compiled   add what detection needs too; mmcv's operators are compiled once"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
@@ -94,6 +95,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the variable silences an advertisement
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(WORK)/site
+	@echo "the site: $(WORK)/site/index.html"
 
 test: lint $(VENV)/.openmmlab-compiled
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import timm
@@ -38,7 +38,7 @@ class TrainingMemory(NamedTuple):
 
 
 def training_memory(
-    name: str, size: int, *, precision: str = "bfloat16", checkpointing: bool = False, **model_kwargs
+    name: str, size: int, *, precision: str = "bfloat16", checkpointing: bool = False, **model_kwargs: Any
 ) -> TrainingMemory:
     """Compute what a training step on a GPU holds, with the Triton scan, AdamW and averaged weights.
 
@@ -50,7 +50,7 @@ def training_memory(
         size: Height and width of the image.
         precision: "float32", or the lower precision of autocast, "bfloat16" or "float16".
         checkpointing: Recompute the blocks in the backward.
-        model_kwargs: Further arguments of the model.
+        **model_kwargs: Further arguments of the model.
 
     Raises:
         ValueError: the precision is unknown.
