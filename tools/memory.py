@@ -12,7 +12,7 @@ from pathlib import Path
 
 import visionssm
 from visionssm.analysis.memory import PRECISIONS, TrainingMemory, training_memory
-from visionssm.engine.help import HelpFormatter
+from visionssm.engine.commands.help import HelpFormatter
 from visionssm.files import write_text
 
 GIB, MIB = 2**30, 2**20

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from visionssm.engine.digit_scenes import write_scenes
-from visionssm.engine.digits import write_classification
+from visionssm.digits.images import write_classification
+from visionssm.digits.scenes import write_scenes
 from visionssm.errors import UserError
 
 

@@ -26,7 +26,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 import visionssm  # noqa: F401
-from visionssm.engine.digits import digit_images
+from visionssm.digits.images import digit_images
 from visionssm.files import write_text
 
 IMAGES, STEPS = 48, 6

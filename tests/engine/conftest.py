@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.layers import is_fast_norm, set_fast_norm
 
-from visionssm.engine import train as train_command
+from visionssm.engine.commands import train as train_command
 
 CLASSES = ("circle", "cross", "stripes")
 
@@ -92,7 +92,7 @@ def unchanged_global_state():
 
 
 def load(path: Path) -> dict:
-    from visionssm.engine.checkpoints import read_checkpoint
+    from visionssm.engine.training.checkpoints import read_checkpoint
 
     return read_checkpoint(path)
 

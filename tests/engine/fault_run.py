@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from visionssm.engine import train
-from visionssm.engine.checkpoints import read_checkpoint
-from visionssm.engine.digits import digit_images
+from visionssm.digits.images import digit_images
+from visionssm.engine.commands import train
+from visionssm.engine.training.checkpoints import read_checkpoint
 
 EPOCHS, BATCH = 4, 8
 OPTIONS = (

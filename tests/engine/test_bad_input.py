@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from visionssm.engine.datasets import SKIPPED, ReadableImages, open_dataset
+from visionssm.engine.data.datasets import SKIPPED, ReadableImages, open_dataset
 
 
 def sentence(capsys):

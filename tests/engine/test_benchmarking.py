@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from visionssm.engine import benchmarking
-from visionssm.engine.plots import draw_tradeoff
+from visionssm.engine.commands import benchmark as benchmarking
+from visionssm.engine.reports.plots import draw_tradeoff
 
 FAST = ["--device", "cpu", "--num-warm-iter", "0", "--num-bench-iter", "1", "--img-size", "32"]
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'visionssm[demo]'")
 
-from visionssm.engine import digit_scenes  # noqa: E402
-from visionssm.engine.digit_scenes import draw_scene, write_scenes  # noqa: E402
-from visionssm.engine.digits import digit_images  # noqa: E402
+from visionssm.digits import scenes as digit_scenes  # noqa: E402
+from visionssm.digits.images import digit_images  # noqa: E402
+from visionssm.digits.scenes import draw_scene, write_scenes  # noqa: E402
 from visionssm.errors import UserError  # noqa: E402
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "prepare_digits.py"

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from PIL import Image
 
-from visionssm.engine.digits import MANIFEST, write_classification
+from visionssm.digits.images import MANIFEST, write_classification
 from visionssm.errors import UserError
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import BASE, load
 
-from visionssm.engine.datasets import ReadableImages
+from visionssm.engine.data.datasets import ReadableImages
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -85,7 +85,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(image_folder, tmp_path):
 
 KILLED_READING = """
 import os, runpy, signal, sys
-from visionssm.engine.datasets import ReadableImages
+from visionssm.engine.data.datasets import ReadableImages
 
 read = ReadableImages.__getitem__
 

@@ -6,12 +6,12 @@ import json
 import pytest
 from PIL import Image
 
-from visionssm.engine import prediction, validation
+from visionssm.engine.commands import predict, validate
 
 
 @pytest.fixture(scope="module")
 def checkpoint(image_folder, tmp_path_factory):
-    from visionssm.engine import train
+    from visionssm.engine.commands import train
 
     folder = tmp_path_factory.mktemp("trained")
     assert (
@@ -58,7 +58,7 @@ def test_validate_repeats_the_numbers_of_the_run(checkpoint, image_folder, tmp_p
     for flag, column in (([], "eval_top1"), (["--use-ema"], "eval_ema_top1")):
         output = tmp_path / "result.json"
         argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
-        assert validation.main([*argv, "--results-file", str(output), *flag]) == 0
+        assert validate.main([*argv, "--results-file", str(output), *flag]) == 0
         (row,) = json.loads(output.read_text())
         assert row["top1"] == pytest.approx(float(rows[-1][column]), abs=1e-3)
         assert (row["model"], row["img_size"], row["images"]) == ("test_vmamba", 32, 12)
@@ -68,7 +68,7 @@ def test_validate_sweeps_sizes_and_crops(checkpoint, image_folder, tmp_path):
     argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
     sweep = ["--img-size", "32", "48", "--crop-pct", "0.9", "1.0"]
     assert (
-        validation.main([*argv, *sweep, "--results-file", str(tmp_path / "r.csv"), "--plot", str(tmp_path / "p.png")])
+        validate.main([*argv, *sweep, "--results-file", str(tmp_path / "r.csv"), "--plot", str(tmp_path / "p.png")])
         == 0
     )
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
@@ -84,33 +84,33 @@ def test_validate_sweeps_sizes_and_crops(checkpoint, image_folder, tmp_path):
 def test_validate_many_models_by_a_pattern(image_folder, tmp_path, capsys):
     argv = ["--data-dir", str(image_folder), "--workers", "0", "--device", "cpu", "--num-classes", "3"]
     argv += ["--img-size", "32", "--results-file", str(tmp_path / "r.json"), "--plot", str(tmp_path / "p.png")]
-    assert validation.main([*argv, "--model", "test_v*mamba"]) == 0
+    assert validate.main([*argv, "--model", "test_v*mamba"]) == 0
     found = {row["model"] for row in json.loads((tmp_path / "r.json").read_text())}
-    assert "test_vmamba" in found and found == set(validation.list_models("test_v*mamba"))
-    assert validation.main([*argv, "--model", "nothing_*"]) == 2
+    assert "test_vmamba" in found and found == set(validate.list_models("test_v*mamba"))
+    assert validate.main([*argv, "--model", "nothing_*"]) == 2
     assert "no model matches 'nothing_*'" in capsys.readouterr().err
 
 
 def test_real_labels_want_imagenet(checkpoint, image_folder, capsys):
     argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
-    assert validation.main([*argv, "--real-labels"]) == 2
+    assert validate.main([*argv, "--real-labels"]) == 2
     assert "50000 validation images, found 12" in capsys.readouterr().err
 
 
 def test_validate_csv_and_wrong_input(checkpoint, image_folder, tmp_path, capsys):
     argv = ["--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
-    assert validation.main([*argv, "--checkpoint", str(checkpoint), "--results-file", str(tmp_path / "r.csv")]) == 0
+    assert validate.main([*argv, "--checkpoint", str(checkpoint), "--results-file", str(tmp_path / "r.csv")]) == 0
     assert "top1" in (tmp_path / "r.csv").read_text()
-    assert validation.main([*argv, "--checkpoint", str(checkpoint), "--model", "test_resnet"]) == 2
+    assert validate.main([*argv, "--checkpoint", str(checkpoint), "--model", "test_resnet"]) == 2
     assert "expected 'test_resnet'" in capsys.readouterr().err
-    assert validation.main(argv) == 2
+    assert validate.main(argv) == 2
     assert "neither --model nor --checkpoint" in capsys.readouterr().err
 
 
 def test_predict_table_csv_and_picture(checkpoint, image_folder, tmp_path, capsys):
     outputs = ["--output", str(tmp_path / "p.png"), "--csv", str(tmp_path / "p.csv")]
     argv = ["--checkpoint", str(checkpoint), "--device", "cpu", *outputs]
-    assert prediction.main([str(image_folder / "validation"), *argv]) == 0
+    assert predict.main([str(image_folder / "validation"), *argv]) == 0
     printed = capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert len(rows) == 12
@@ -124,7 +124,7 @@ def test_predict_table_csv_and_picture(checkpoint, image_folder, tmp_path, capsy
 def test_predict_single_file_without_truth(checkpoint, image_folder, tmp_path, capsys):
     image = tmp_path / "picture.png"
     image.write_bytes((image_folder / "validation" / "cross" / "0.png").read_bytes())
-    assert prediction.main([str(image), "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
+    assert predict.main([str(image), "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
     assert "right" not in capsys.readouterr().out
 
 
@@ -132,17 +132,17 @@ def test_predict_names_what_is_wrong(checkpoint, image_folder, tmp_path, capsys)
     argv = ["--checkpoint", str(checkpoint), "--device", "cpu"]
     (tmp_path / "broken.png").write_bytes(b"not an image")
     good = str(image_folder / "validation" / "cross" / "0.png")
-    assert prediction.main([str(tmp_path / "none.png"), *argv]) == 2
+    assert predict.main([str(tmp_path / "none.png"), *argv]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert prediction.main([good, str(tmp_path / "broken.png"), *argv]) == 2
+    assert predict.main([good, str(tmp_path / "broken.png"), *argv]) == 2
     assert "broken.png cannot be read" in capsys.readouterr().err
-    assert prediction.main([good, str(tmp_path / "broken.png"), *argv, "--bad-images", "skip"]) == 0
+    assert predict.main([good, str(tmp_path / "broken.png"), *argv, "--bad-images", "skip"]) == 0
     assert "1 images" in capsys.readouterr().out
 
 
 def test_mistakes_come_first():
-    from visionssm.engine.plots import Prediction
+    from visionssm.engine.reports.plots import Prediction
 
     right, wrong = Prediction("a", ["x"], [0.9], "x"), Prediction("b", ["x"], [0.6], "y")
-    lines = prediction.table([right, wrong]).splitlines()
+    lines = predict.table([right, wrong]).splitlines()
     assert "WRONG" in lines[2] and "WRONG" not in lines[3]

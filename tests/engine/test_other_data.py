@@ -14,12 +14,13 @@ import torch
 from conftest import CLASSES, assert_same_weights, load
 from test_training import StopAfter
 
-from visionssm.engine import datasets as datasets_module
-from visionssm.engine import loaders, validation
-from visionssm.engine import train as train_module
-from visionssm.engine.arguments import parse_args
-from visionssm.engine.distributed import World
-from visionssm.engine.loader_processes import LoaderProcessError
+from visionssm.engine.commands import train as train_module
+from visionssm.engine.commands import validate
+from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.data import datasets as datasets_module
+from visionssm.engine.data import loaders
+from visionssm.engine.data.processes import World
+from visionssm.engine.data.workers import LoaderProcessError
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_webdataset_trains_evaluates_and_resumes(run, shards, monkeypatch):
     argv = ["--checkpoint", str(run.folder / "run" / "last.pth.tar"), "--data-dir", str(shards), "--device", "cpu"]
     results = run.folder / "results.json"
     argv += ["--dataset", "wds/shapes", "--workers", "1", "--batch-size", "4", "--results-file", str(results)]
-    assert validation.main(argv) == 0
+    assert validate.main(argv) == 0
     (row,) = json.loads(results.read_text())
     assert row["images"] == 12
     assert row["top1"] == pytest.approx(float(rows[-1]["eval_top1"]), abs=1e-3)

@@ -13,10 +13,10 @@ from timm.models import is_model
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 import visionssm  # noqa: F401
-from visionssm.engine import train as train_command
-from visionssm.engine.arguments import parse_args
-from visionssm.engine.building import learning_rate
-from visionssm.engine.digits import write_classification
+from visionssm.digits.images import write_classification
+from visionssm.engine.commands import train as train_command
+from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.training.building import learning_rate
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
 FILES = sorted(ROOT.rglob("*.yaml"))

@@ -4,8 +4,8 @@ import pytest
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from visionssm.engine.randomness import derive_seed
-from visionssm.engine.sampling import EpochBatches, EvaluationIndices
+from visionssm.engine.data.randomness import derive_seed
+from visionssm.engine.data.sampling import EpochBatches, EvaluationIndices
 
 
 def indices(batches):

@@ -12,9 +12,9 @@ import yaml
 from conftest import assert_same_weights, load
 from PIL import Image
 
-from visionssm.engine import train as train_module
-from visionssm.engine.arguments import parse_args
-from visionssm.engine.stopping import StopRequest
+from visionssm.engine.commands import train as train_module
+from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.training.stopping import StopRequest
 
 EVERYTHING = dict(
     mixup=0.4,
@@ -214,7 +214,7 @@ def test_mixed_precision(run, dtype):
 
 
 def test_layer_decay_groups():
-    from visionssm.engine.building import create_optimizer, create_training_model
+    from visionssm.engine.training.building import create_optimizer, create_training_model
 
     args = parse_args(["--model", "test_vmamba", "--opt", "adamw", "--layer-decay", "0.5", "--weight-decay", "0.1"])
     model = create_training_model(args, 3)
@@ -292,7 +292,7 @@ def test_wandb_is_told_what_the_summary_holds(run, monkeypatch):
     """Through a stand-in for the package, which needs an account and the network."""
     from types import SimpleNamespace
 
-    from visionssm.engine import reporting
+    from visionssm.engine.reports import progress as reporting
 
     logged = []
     stand_in = SimpleNamespace(

@@ -20,7 +20,7 @@ from mmengine.hooks import Hook  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from visionssm.engine.digit_scenes import write_scenes  # noqa: E402
+from visionssm.digits.scenes import write_scenes  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab import launching  # noqa: E402
 from visionssm.openmmlab.data import move_data  # noqa: E402

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..engine.prediction import find_images, read_image
+from ..engine.inference.prediction import find_images, read_image
 from ..errors import UserError
 from ..models import CheckpointError
 from .requirements import check_installed

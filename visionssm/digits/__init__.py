@@ -1,0 +1,1 @@
+"""Data sets of real images without a download: scikit-learn's handwritten digits."""

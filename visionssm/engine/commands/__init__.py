@@ -1,0 +1,1 @@
+"""The command lines of tools/train.py, validate.py, predict.py and benchmark.py."""

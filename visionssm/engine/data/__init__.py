@@ -1,0 +1,1 @@
+"""Data sets, loaders, their processes, and the random numbers of a run."""

@@ -1,0 +1,1 @@
+"""Trained classifiers: read back, evaluated, applied to image files."""

@@ -1,0 +1,150 @@
+"""Predictions for image files: as a table, as CSV, as a picture."""
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.readers import get_img_extensions
+
+from ...errors import UserError
+from ..data.datasets import BadImageError
+from ..reports.plots import Prediction
+from .classifier import Classifier
+
+_logger = logging.getLogger(__name__)
+
+
+def find_images(places: Sequence[str | Path]) -> list[Path]:
+    """Return image files: those named and, sorted, those below named folders.
+
+    Raises:
+        UserError: A place does not exist, or there is no image anywhere.
+    """
+    endings = tuple(get_img_extensions())
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            found += sorted(path for path in place.rglob("*") if path.name.lower().endswith(endings))
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place} does not exist")
+    if not found:
+        raise UserError(f"no images in {', '.join(map(str, places))}; expected files with {', '.join(endings)}")
+    return found
+
+
+def truth_of(path: Path, classes: Sequence[str] | None) -> str | None:
+    """Return the class that the folder of an image names, as in an image folder, or None."""
+    return path.parent.name if classes is not None and path.parent.name in classes else None
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier, paths: Sequence[Path], *, topk: int = 5, batch_size: int = 64, bad_images: str = "refuse"
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        classifier: Trained classifier.
+        paths: Image files.
+        topk: Classes to return per image.
+        batch_size: Images per forward pass.
+        bad_images: "refuse" raises on a file that cannot be read, "skip" logs it and leaves it out.
+
+    Raises:
+        BadImageError: A file cannot be read.
+    """
+    config = classifier.data_config
+    transform = create_transform(
+        config["input_size"],
+        is_training=False,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+    )
+    device = next(classifier.model.parameters()).device
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    results: list[Prediction] = []
+    for start in range(0, len(paths), batch_size):
+        kept, images = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                images.append(transform(read_image(path, mode)))
+                kept.append(path)
+            except BadImageError as error:
+                if bad_images == "refuse":
+                    raise
+                _logger.warning("%s; skipped", error)
+        if not kept:
+            continue
+        probabilities = classifier.model(torch.stack(images).to(device)).float().softmax(-1).cpu()
+        best = probabilities.topk(min(topk, probabilities.shape[-1]))
+        for path, values, indices in zip(kept, best.values.tolist(), best.indices.tolist(), strict=True):
+            names = [classifier.classes[i] if classifier.classes else str(i) for i in indices]
+            results.append(Prediction(path, names, values, truth_of(path, classifier.classes)))
+    return results
+
+
+def read_image(path: Path, mode: str) -> Image.Image:
+    """Read an image file completely.
+
+    Raises:
+        BadImageError: It cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadImageError(f"image {path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def table(predictions: Sequence[Prediction], limit: int | None = None) -> str:
+    """Return a readable table, mistakes first; at most `limit` rows unless there are more mistakes."""
+    mistakes = [p for p in predictions if p.wrong]
+    rows = mistakes + [p for p in predictions if not p.wrong]
+    if limit is not None:
+        rows = rows[: max(limit, len(mistakes))]
+    with_truth = any(p.truth is not None for p in rows)
+    header = ["image", *(["truth"] if with_truth else []), "prediction", "", "then"]
+    cells = [
+        [
+            str(p.path),
+            *([p.truth or "?"] if with_truth else []),
+            p.names[0] + ("  WRONG" if p.wrong else ""),
+            f"{100 * p.probabilities[0]:5.1f} %",
+            ", ".join(
+                f"{name} {100 * value:.1f} %" for name, value in zip(p.names[1:3], p.probabilities[1:3], strict=True)
+            ),
+        ]
+        for p in rows
+    ]
+    widths = [max(len(row[i]) for row in (header, *cells)) for i in range(len(header))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, ["-" * width for width in widths], *cells)
+    ]
+    if len(rows) < len(predictions):
+        lines.append(f"... and {len(predictions) - len(rows)} more")
+    return "\n".join(lines)
+
+
+def as_csv(predictions: Sequence[Prediction]) -> str:
+    """Return the predictions as CSV with one row per image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    width = max((len(p.names) for p in predictions), default=0)
+    writer.writerow(
+        ["image", "truth", *(name for i in range(1, width + 1) for name in (f"class_{i}", f"probability_{i}"))]
+    )
+    for p in predictions:
+        pairs = [cell for pair in zip(p.names, p.probabilities, strict=True) for cell in pair]
+        writer.writerow([p.path, p.truth or "", *pairs])
+    return text.getvalue()

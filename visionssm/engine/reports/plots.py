@@ -1,0 +1,259 @@
+"""Pictures of a run: the training curve, predictions, and comparisons of models."""
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import BboxBase
+from PIL import Image
+
+from ...files import write_atomically
+
+matplotlib.use("Agg")
+
+BLUE, ORANGE, GREEN, RED, GREY = "#1f5fa8", "#d9730d", "#2f7d32", "#c62828", "#666666"
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) -> None:
+    """Draw loss, accuracy and learning rate over the epochs.
+
+    Args:
+        rows: Rows of `summary.csv`.
+        path: PNG file.
+        title: Heading, such as the model's name.
+    """
+    epochs = [row["epoch"] + 1 for row in rows]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    figure.suptitle(title)
+
+    def line(axes, column, color, label, **style):
+        points = [(e, r[column]) for e, r in zip(epochs, rows, strict=True) if not math.isnan(r.get(column, math.nan))]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, label=label, marker="o", markersize=3, **style)
+        return points
+
+    line(loss, "train_loss", BLUE, "training (with augmentation)")
+    line(loss, "eval_loss", ORANGE, "validation")
+    line(loss, "eval_ema_loss", GREEN, "validation, averaged weights", linestyle="--")
+    loss.set(xlabel="epoch", ylabel="loss")
+    loss.set_yscale("log")
+    loss.yaxis.set_major_formatter("{x:g}")
+    loss.yaxis.set_minor_formatter("{x:g}")
+    rate = loss.twinx()
+    rate.plot(epochs, [row["lr"] for row in rows], color=GREY, linewidth=1, linestyle=":", label="learning rate")
+    rate.set_ylabel("learning rate", color=GREY)
+    rate.tick_params(colors=GREY)
+    rate.set_ylim(bottom=0)
+    handles = [*loss.get_legend_handles_labels()[0], *rate.get_legend_handles_labels()[0]]
+    loss.legend(handles=handles, fontsize=8)
+
+    best: list[tuple[float, float]] = []
+    for column, color, label, style in (
+        ("eval_top1", ORANGE, "top-1", "-"),
+        ("eval_top5", BLUE, "top-5", "-"),
+        ("eval_ema_top1", GREEN, "top-1, averaged weights", "--"),
+    ):
+        points = line(accuracy, column, color, label, linestyle=style)
+        if points and "top1" in column:
+            best.append(max(points, key=lambda point: point[1]))
+    if best:
+        epoch, value = max(best, key=lambda point: point[1])
+        accuracy.set_title(f"best top-1: {value:.2f} % after epoch {epoch:.0f}", fontsize=10)
+        accuracy.legend(fontsize=8, loc="lower right")
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    save_figure(figure, path)
+
+
+@dataclass
+class Prediction:
+    """What a model says about one image.
+
+    `names` and `probabilities` hold the best classes first; `truth` is None where it is not known.
+    """
+
+    path: Path
+    names: list[str]
+    probabilities: list[float]
+    truth: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        return self.truth is not None and self.names[0] != self.truth
+
+
+def draw_predictions(
+    predictions: Sequence[Prediction], path: str | Path, *, limit: int = 60, columns: int = 10, title: str = ""
+) -> None:
+    """Draw images with what was predicted: every mistake first, in red, then others in the order given.
+
+    Args:
+        predictions: What to draw.
+        path: PNG file.
+        limit: Number of images, raised as far as needed to show every mistake.
+        columns: Images per row.
+        title: Heading.
+    """
+    mistakes = [p for p in predictions if p.wrong]
+    right = [p for p in predictions if not p.wrong]
+    others = max(limit - len(mistakes), 0)
+    step = max(len(right) / others, 1) if others else 1
+    shown = mistakes + [right[int(i * step)] for i in range(min(others, len(right)))]
+    rows = max(math.ceil(len(shown) / columns), 1)
+    figure = Figure(figsize=(1.35 * columns, 1.75 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=12)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.axis("off")
+    for axes, prediction in zip(grid, shown, strict=False):
+        with Image.open(prediction.path) as image:
+            axes.imshow(image.convert("RGB"), interpolation="nearest")
+        said = f"{prediction.names[0]}  {100 * prediction.probabilities[0]:.0f} %"
+        if prediction.wrong:
+            axes.set_title(f"{said}\nis {prediction.truth}", fontsize=9, color=RED, fontweight="bold")
+            axes.patch.set_edgecolor(RED)
+            axes.axis("on")
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(color=RED, linewidth=3)
+        else:
+            axes.set_title(said, fontsize=9, color=GREEN if prediction.truth is not None else "black")
+    save_figure(figure, path, dpi=100)
+
+
+def draw_lines(
+    lines: Mapping[str, Sequence[Mapping[str, Any]]],
+    x: str,
+    x_label: str,
+    panels: Sequence[tuple[str, str]],
+    path: str | Path,
+    title: str,
+) -> None:
+    """Draw one panel per quantity: lines over a swept column, or bars where every line has one point.
+
+    Args:
+        lines: Rows per label; None marks a missing value.
+        x: Swept column.
+        x_label: Its name for a reader.
+        panels: (column, name) of the quantities.
+        path: PNG file.
+        title: Heading.
+    """
+    single = all(len(rows) == 1 for rows in lines.values())
+    height = max(4.2, 0.4 * len(lines) + 1.5) if single else 4.8
+    figure = Figure(figsize=(6.5 * len(panels), height), layout="constrained")
+    figure.suptitle(title)
+    styles = _line_styles(lines)
+    for axes, (column, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if single:
+            values = [rows[0][column] or 0 for rows in lines.values()]
+            bars = axes.barh(list(lines), values, color=BLUE)
+            axes.bar_label(bars, fmt="{:,.4g}", padding=3, fontsize=9)
+            axes.invert_yaxis()
+            axes.set_xlim(right=1.15 * max(values))
+            axes.set_xlabel(label)
+            axes.grid(axis="x", alpha=0.25)
+            continue
+        for name, rows in lines.items():
+            points = [(row[x], row[column]) for row in rows if row[column] is not None]
+            if points:
+                color, style = styles[name]
+                axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name, color=color)
+        axes.set(xlabel=x_label, ylabel=label)
+        ticks = sorted({row[x] for rows in lines.values() for row in rows})
+        if ticks[-1] >= 4 * ticks[0]:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def _line_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour for each label, shared by inference and training of the same, which is dashed."""
+    colors: dict[str, str] = {}
+    styles = {}
+    for name in names:
+        same = name.replace(" train", "").replace(" inference", "")
+        styles[name] = (colors.setdefault(same, f"C{len(colors)}"), "--" if " train" in name else "-")
+    return styles
+
+
+def draw_tradeoff(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Draw top-1 accuracy against throughput and against parameters.
+
+    A model that was evaluated several times has points of one colour, labelled by what was swept; one that was
+    evaluated once is a point with its name.
+
+    Args:
+        rows: Rows with `model`, `img_size`, `crop_pct`, `top1`, `images_per_second`, `param_count_m`.
+        path: PNG file.
+        title: Heading.
+    """
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: -row["top1"]):
+        models.setdefault(row["model"], []).append(row)
+    swept = [
+        (column, text)
+        for column, text in (("img_size", "{:g} px"), ("crop_pct", "crop {:g}"))
+        if any(len({row[column] for row in group}) > 1 for group in models.values())
+    ]
+    numbered = len(models) > 6  # names would cover each other
+    figure = Figure(figsize=(13 + 2 * numbered, max(5.5, 0.22 * len(models) + 1)), layout="constrained")
+    figure.suptitle(title)
+    both = figure.subplots(1, 2)
+    panels = (
+        ("images_per_second", "images per second, loading included", "accuracy against speed"),
+        ("param_count_m", "parameters (millions)", "accuracy against size"),
+    )
+    for axes, (column, label, heading) in zip(both, panels, strict=True):
+        labels = []
+        for number, (model, group) in enumerate(models.items(), 1):
+            points = [(row[column], row["top1"]) for row in group]
+            shown = f"{number}  {model}" if numbered else model
+            axes.plot(*zip(*points, strict=True), "o", markersize=5, color=f"C{number - 1}", label=shown)
+            for row, point in zip(group, points, strict=True):
+                settings = ", ".join(text.format(row[name]) for name, text in swept) if len(group) > 1 else ""
+                name = f"{number}  {settings}".strip() if numbered else settings or model
+                labels.append(axes.annotate(name, point, (6, 4), textcoords="offset points", fontsize=8))
+        axes.set(xlabel=label, ylabel="top-1 accuracy (%)", title=heading)
+        axes.margins(x=0.15 if numbered else 0.25, y=0.12)
+        axes.grid(alpha=0.25)
+        _part_labels(figure, labels)
+    if numbered:
+        figure.legend(handles=both[0].get_legend_handles_labels()[0], loc="outside right upper", fontsize=8)
+    elif swept:
+        both[0].legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def _part_labels(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Move labels up as far as needed until none covers another."""
+    figure.draw_without_rendering()  # which places the axes
+    taken: list[BboxBase] = []
+    for label in sorted(labels, key=lambda label: label.xy[1]):
+        box = label.get_window_extent()
+        x, y = label.get_position()
+        while any(box.overlaps(other) for other in taken):
+            box = box.translated(0, 2)
+            y += 2 * 72 / figure.dpi
+        label.set_position((x, y))
+        taken.append(box)
