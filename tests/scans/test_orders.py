@@ -5,13 +5,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionssm.scans import direction_table, insert_token, inverse_table, list_scans, num_routes, scan_table
+from visionssm.scans import (
+    direction_table,
+    insert_token,
+    inverse_table,
+    list_scans,
+    modifiers,
+    num_routes,
+    scan_table,
+)
 
 SIZES = {"height": st.integers(1, 17), "width": st.integers(1, 19)}
 PERMUTATIONS = [
     "bidirectional",
     "continuous",
     "cross",
+    "diagonal",
+    "gray",
     "hilbert",
     "raster",
     "snake",
@@ -22,11 +32,22 @@ PERMUTATIONS = [
 ]
 PADDED = ["local<k>", "window<k>"]
 PARTITIONS = ["atrous<k>", "skip<k>"]
+REPEATED = {"ms2d_low": 3}  # visits of each token
+TURNS = {  # the map as read, by coordinates: turned[i][j] = map[row][column], for a map of h rows and w columns
+    "_t": lambda i, j, h, w: (j, i),
+    "_r90": lambda i, j, h, w: (j, w - 1 - i),
+    "_r180": lambda i, j, h, w: (h - 1 - i, w - 1 - j),
+    "_r270": lambda i, j, h, w: (h - 1 - j, i),
+    "_mirror": lambda i, j, h, w: (i, w - 1 - j),
+    "_updown": lambda i, j, h, w: (h - 1 - i, j),
+}
+SWAPS_SIDES = ("_t", "_r90", "_r270")
 
 
 def test_every_order_is_checked_below():
-    assert set(list_scans()) >= set(PERMUTATIONS + PADDED + PARTITIONS)
-    extra = set(list_scans()) - set(PERMUTATIONS + PADDED + PARTITIONS)
+    known = {*PERMUTATIONS, *PADDED, *PARTITIONS, *REPEATED}
+    assert set(list_scans()) >= known
+    extra = set(list_scans()) - known
     assert not extra, f"add {sorted(extra)} to one of the lists of this file"
 
 
@@ -82,6 +103,96 @@ def test_partition(name, height, width, k):
     check_inverse(name, height, width)
 
 
+@pytest.mark.parametrize("name", REPEATED)
+@given(**SIZES)
+def test_repeated(name, height, width):
+    table = scan_table(name, height, width)
+    visits = table.flatten().bincount(minlength=height * width)
+    assert (visits == REPEATED[name]).all()
+    with pytest.raises(ValueError, match="more than once"):
+        inverse_table(name, height, width)
+
+
+def test_every_modifier_is_checked_below():
+    assert set(TURNS) == set(modifiers.TURNS)
+
+
+@given(
+    **SIZES,
+    name=st.sampled_from(
+        ["snake", "hilbert", "zigzag", "spiral", "diagonal", "gray", "window3", "atrous2", "ms2d_low"]
+    ),
+    turn=st.sampled_from(sorted(TURNS)),
+)
+def test_modifier_reads_the_turned_map(name, turn, height, width):
+    sides = (width, height) if turn in SWAPS_SIDES else (height, width)
+    expected = []
+    for route in scan_table(name, *sides).tolist():
+        steps = [token if token < 0 else TURNS[turn](*divmod(token, sides[1]), height, width) for token in route]
+        expected.append([step if step == -1 else step[0] * width + step[1] for step in steps])
+    assert scan_table(name + turn, height, width).tolist() == expected
+
+
+@given(
+    **SIZES,
+    name=st.sampled_from(["snake[1]", "zigzag[4]", "hilbert", "window2", "atrous3"]),
+    turns=st.lists(st.sampled_from(sorted(TURNS)), max_size=4),
+)
+def test_chained_modifiers(name, turns, height, width):
+    """Left to right on the map; so the tokens are renumbered from right to left."""
+    sides = [(height, width)]
+    for turn in turns:
+        sides.append(sides[-1][::-1] if turn in SWAPS_SIDES else sides[-1])
+    table = scan_table(name, *sides[-1])
+    for turn, size in zip(reversed(turns), reversed(sides[:-1]), strict=True):
+        grid = scan_table("raster" + turn, *size)[0]
+        table = torch.where(table < 0, -1, grid[table.clamp(min=0)])
+    assert torch.equal(scan_table("".join([name, *turns]), height, width), table)
+    assert torch.equal(scan_table("".join([name, *turns, "_flip"]), height, width), table.flip(1))
+
+
+@pytest.mark.parametrize(
+    ("chain", "same"),
+    [
+        ("_r90_t", "_mirror"),
+        ("_t_r90", "_updown"),
+        ("_mirror_t", "_r90"),
+        ("_r90_r90", "_r180"),
+        ("_r180_r90", "_r270"),
+        ("_mirror_updown", "_r180"),
+        ("_t_t", ""),
+        ("_r270_r90", ""),
+    ],
+)
+@given(**SIZES)
+def test_modifiers_form_the_group_of_the_square(chain, same, height, width):
+    for name in ("hilbert", "snake[0]", "window3"):
+        assert torch.equal(scan_table(name + chain, height, width), scan_table(name + same, height, width))
+
+
+@given(**SIZES)
+def test_known_equal_orders(height, width):
+    for name, same in [
+        ("raster_t", "vertical"),
+        ("raster_r180", "raster_flip"),
+        ("snake[2]", "snake[0]_t"),
+        ("zigzag[1]", "zigzag[0]_t"),
+        ("zigzag[2]+zigzag[4]+zigzag[6]", "zigzag[0]_mirror+zigzag[0]_updown+zigzag[0]_r180"),
+        ("cross", "raster+raster_t+raster_flip+raster_t_flip"),
+    ]:
+        assert torch.equal(scan_table(name, height, width), scan_table(same, height, width)), name
+
+
+@pytest.mark.parametrize("name", ["cross", "zigzag", "snake_mirror", "atrous2", "atrous3_t_flip"])
+@given(**SIZES)
+def test_one_route(name, height, width):
+    base, *turns = name.split("_")
+    for route in range(num_routes(name)):
+        one = "_".join([f"{base}[{route}]", *turns])
+        assert num_routes(one) == 1
+        assert torch.equal(scan_table(one, height, width)[0], scan_table(name, height, width)[route])
+
+
 @pytest.mark.parametrize("name", ["snake", "hilbert", "spiral"])
 @given(**SIZES)
 def test_every_step_is_to_a_neighbour(name, height, width):
@@ -120,6 +231,21 @@ def test_hilbert_on_a_square_fills_quadrant_after_quadrant():
 
 def test_zorder_small():
     assert scan_table("zorder", 3, 4).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 10, 11]]
+
+
+def test_diagonal_small():
+    assert scan_table("diagonal", 3, 4).tolist() == [[0, 1, 4, 2, 5, 8, 3, 6, 9, 7, 10, 11]]
+
+
+def test_gray_small():
+    assert scan_table("gray", 2, 4).tolist() == [[0, 1, 5, 4, 2, 3, 7, 6]]
+    assert scan_table("gray", 3, 3).tolist() == [[0, 1, 4, 3, 2, 5, 8, 6, 7]]
+
+
+def test_modifier_small():
+    assert scan_table("raster_r90", 2, 3).tolist() == [[2, 5, 1, 4, 0, 3]]  # counter-clockwise
+    assert scan_table("raster_r270", 2, 3).tolist() == [[3, 0, 4, 1, 5, 2]]
+    assert scan_table("window2_mirror", 2, 3).tolist() == [[2, 1, 5, 4, 0, -1, 3, -1]]
 
 
 def test_spiral_small():

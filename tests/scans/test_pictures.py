@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from visionssm.analysis import scan_pictures
-from visionssm.scans import list_scans, num_routes, register_scan, registry, scan_table
+from visionssm.scans import list_scans, modifiers, num_routes, register_scan, registry, scan_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +34,8 @@ def load_tool():
         ("atrous2_flip", 3, 3),
         ("atrous3", 1, 1),
         ("hilbert", 1, 6),
+        ("window3_t", 4, 7),
+        ("spiral_r90", 4, 7),
     ],
 )
 def test_path_is_the_table_on_the_padded_map(name, height, width):
@@ -71,6 +73,25 @@ def test_draws_one_panel_per_route(names, size):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=30)
     assert np.asarray(Image.open(buffer).convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "titles"),
+    [
+        ("raster_t", [""]),
+        ("bidirectional", ["route 0", "route 1"]),
+        ("hilbert+hilbert_t_flip", ["hilbert", "hilbert_t_flip"]),
+        ("spiral+bidirectional_t", ["spiral", "bidirectional_t: route 1", "bidirectional_t: route 2"]),
+    ],
+)
+def test_titles(name, titles):
+    figure = scan_pictures.draw_scans([name], 3, 4)
+    assert [panel.get_title() for panel in figure.axes if panel.lines] == titles
+
+
+def test_zero_tokens_left_of_a_mirrored_map_are_left_out():
+    (path,) = scan_pictures._paths("window2_mirror", 2, 3)
+    assert path.tolist() == [[0, 2], [0, 1], [1, 2], [1, 1], [0, 0], [1, 0]]
 
 
 def test_nothing_to_draw():
@@ -114,6 +135,8 @@ def test_page_names_and_shows_every_order():
     shown = set(re.findall(r"\]\((.*?\.png)\)", page))
     assert shown == {f"scans/{path.name}" for path in (ROOT / "docs" / "scans").glob("*.png")}
     assert shown >= {f"scans/{name.replace('<k>', '2')}.png" for name in list_scans(aliases=False)}
+    composed = page[page.index("Names compose") : page.index("## Your own order")]
+    assert set(re.findall(r"`(_[a-z0-9]+)`", composed)) >= {*modifiers.TURNS, modifiers.FLIP}
 
 
 def test_example_of_the_page_runs(monkeypatch):

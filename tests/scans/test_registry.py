@@ -8,6 +8,7 @@ from visionssm.scans import (
     direction_table,
     inverse_table,
     list_scans,
+    modifiers,
     num_routes,
     register_scan,
     registry,
@@ -39,6 +40,13 @@ def clean_registry(monkeypatch):
         ("hilbert", 1),
         ("zorder", 1),
         ("spiral", 1),
+        ("diagonal", 1),
+        ("gray", 1),
+        ("ms2d_low", 1),
+        ("cross_t", 4),
+        ("zigzag[7]", 1),
+        ("atrous3[8]_r90_flip", 1),
+        ("snake_mirror_t+snake[3]_updown", 5),
         ("raster+vertical_flip+window2+window7_flip", 4),
         ("cross+cross", 8),
         ("atrous2+atrous3_flip", 13),
@@ -84,6 +92,22 @@ def test_bidirectional_is_raster_both_ways():
         ("window0", "'window0' needs a whole number from 1 on"),
         ("atrous<k>", "'atrous<k>' needs a whole number from 1 on"),
         ("raster+", "unknown scan order '' in 'raster\\+'"),
+        ("snake_miror", "'snake_miror': unknown modifier '_miror' of 'snake'; did you mean '_mirror'"),
+        ("raster+window7_t_r45", "'window7_t_r45' in .*: unknown modifier '_r45' of 'window7'; did you mean '_r90'"),
+        ("cross_upside", "unknown modifier '_upside' of 'cross'; .*known: _t, _r90, .*, and _flip at the end"),
+        ("cross_flip_t", "'cross_flip_t': _flip comes last and once, as in 'cross_t_flip'"),
+        ("bidirectional_flip_flip", "_flip comes last and once"),
+        ("bidirectional_tt", "unknown modifier '_tt' of 'bidirectional'; did you mean '_t'"),
+        ("cross_t[1]", "one route is chosen by its number, before any modifier, as in 'cross\\[0\\]'"),
+        ("cross[-1]", "one route is chosen by its number"),
+        ("cross[01]", "one route is chosen by its number"),
+        ("cross[1", "one route is chosen by its number"),
+        ("cross[1]_flop", "unknown modifier '_flop' of 'cross'; did you mean '_flip'"),
+        ("cross[4]", "'cross\\[4\\]' asks for route 4, but 'cross' has 4 routes, counted from 0"),
+        ("raster[1]_t", "asks for route 1, but 'raster' has 1 route, counted from 0"),
+        ("spyral_t", "unknown scan order 'spyral' in 'spyral_t'; did you mean 'spiral'"),
+        ("dgonal[0]", "did you mean 'diagonal'"),
+        ("window[0]", "'window' in 'window\\[0\\]' needs a whole number"),
         ("", "known: .*cross.*zorder"),
     ],
 )
@@ -140,7 +164,14 @@ def test_register_again(clean_registry):
         register_scan("mine", routes=1)(lambda height, width: None)
 
 
-@pytest.mark.parametrize("name", ["a+b", "mine_flip", "Mine", "7", "", "a<k>b", "window<k>x", "window_flip<k>"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a+b", "Mine", "7", "", "a<k>b", "window<k>x", "mine[0]", "mine_r<k>"),
+        *(f"mine{ending}" for ending in (*modifiers.TURNS, "_flip")),
+        *("window_flip<k>", "window_t<k>"),
+    ],
+)
 def test_register_malformed_name(name):
     with pytest.raises(ValueError, match="cannot register scan order"):
         register_scan(name, routes=1)
@@ -168,6 +199,16 @@ def test_bad_table(clean_registry, result, error, message):
     register_scan("bad", routes=1)(lambda height, width: result)
     with pytest.raises(error, match=f"scan order 'bad'.*{message}"):
         scan_table("bad", 2, 3)
+
+
+def test_own_order_with_modifiers(clean_registry):
+    @register_scan("mine", routes=2)
+    def mine(height, width):
+        assert (height, width) == (3, 2)
+        return torch.tensor([[0, 1, 2, 3, 4, 5], [4, 5, -1, 0, 1, -1]], dtype=torch.int32)
+
+    assert scan_table("mine_t", 2, 3).tolist() == [[0, 3, 1, 4, 2, 5], [2, 5, -1, 0, 3, -1]]
+    assert scan_table("mine[1]_r90_flip", 2, 3).tolist() == [[-1, 5, 2, -1, 3, 0]]
 
 
 def test_a_route_that_repeats_a_token_has_no_inverse(clean_registry):

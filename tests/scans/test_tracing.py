@@ -20,7 +20,7 @@ class Mixer(nn.Module):
         table = scan_table("cross", height, width, x.device)
         back = inverse_table("cross", height, width, x.device)
         turned = scan_table("hilbert", width, height, device=x.device)
-        codes = direction_table("snake", height, width, x.device)
+        codes = direction_table("snake[0]_r90+snake_t_flip", height, width, x.device)[:4]
         x = x.flatten(1, 2) * self.weight
         routes = x[:, table].cumsum(2) + codes[..., None]
         routes = routes.gather(2, back[None, :, :, None].long().expand(routes.shape))

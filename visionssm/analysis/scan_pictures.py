@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from ..scans import scan_table
+from ..scans import num_routes, scan_table
 
 COLORS = LinearSegmentedColormap.from_list("path", matplotlib.colormaps["plasma"](np.linspace(0.0, 0.86, 256)))
 START, END, JUMP = "#1a9850", "#d73027", "#8c8c8c"
@@ -36,6 +36,7 @@ def draw_scans(names: Sequence[str], height: int, width: int) -> Figure:
     if not names:
         raise ValueError("found no scan order to draw; expected at least one name")
     paths = [[path for part in name.split("+") for path in _paths(part, height, width)] for name in names]
+    titles = [_titles(name) for name in names]
     columns = min(4, max(map(len, paths)))
     rows = [math.ceil(len(routes) / columns) for routes in paths]
     panel = _PANEL * min(2.5, max(0.2, height / width))
@@ -43,8 +44,8 @@ def draw_scans(names: Sequence[str], height: int, width: int) -> Figure:
     size = (max(4.6, columns * (_PANEL + 0.25)), sum(heights) + 0.75)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     blocks = figure.subfigures(len(names) + 1, 1, height_ratios=[*heights, 0.75])
-    for block, name, routes, n in zip(blocks, names, paths, rows, strict=False):
-        _draw_order(block, name, routes, height, width, (n, min(columns, len(routes))))
+    for block, name, routes, title, n in zip(blocks, names, paths, titles, rows, strict=False):
+        _draw_order(block, name, routes, title, height, width, (n, min(columns, len(routes))))
     every = [path for routes in paths for path in routes]
     _draw_key(
         blocks[-1],
@@ -61,24 +62,36 @@ def _draw_order(
     block: SubFigure,
     name: str,
     paths: list[np.ndarray],
+    titles: list[str],
     height: int,
     width: int,
     grid: tuple[int, int],
 ) -> None:
     routes = f"{len(paths)} routes" if len(paths) > 1 else "1 route"
-    block.suptitle(f"{name}   {height} × {width}, {routes}", fontsize=11, fontweight="bold")
+    heading = name if len(name) <= 60 else f"{name.split('+')[0]}+…"  # the panels name the rest
+    block.suptitle(f"{heading}   {height} × {width}, {routes}", fontsize=11, fontweight="bold")
     panels = block.subplots(*grid, squeeze=False).flatten()
     longest = scan_table(name, height, width).shape[1]
     rows, columns = np.max([path.max(axis=0) + 1 for path in paths] + [np.array([height, width])], axis=0)
     for panel in panels:
         panel.set(xlim=(-0.6, columns - 0.4), ylim=(rows - 0.4, -0.6), aspect="equal")
         panel.set_axis_off()
-    for number, (panel, path) in enumerate(zip(panels, paths, strict=False)):
+    for panel, path, title in zip(panels, paths, titles, strict=False):
         _draw_lattice(panel, path, height, width)
         _draw_route(panel, path, side=_PANEL * 72 / max(rows, columns))
         left = longest - len(path)
-        title = f"route {number}" + (f", then {left} zero tokens" if left else "")
-        panel.set_title(title if len(paths) > 1 else "", fontsize=9)
+        panel.set_title(title + (f", then {left} zero tokens" if left else ""), fontsize=9)
+
+
+def _titles(name: str) -> list[str]:
+    """A heading for each route: its name in a composed order, its number in an order of several routes."""
+    parts = name.split("+")
+    titles = []
+    for part in parts:
+        routes = num_routes(part)
+        numbers = [f"route {len(titles) + i}" for i in range(routes)]
+        titles += numbers if len(parts) == 1 else [part] if routes == 1 else [f"{part}: {n}" for n in numbers]
+    return titles if len(titles) > 1 else [""]
 
 
 def _paths(part: str, height: int, width: int) -> list[np.ndarray]:

@@ -104,6 +104,13 @@ def _diagonals(grid: Tensor) -> Tensor:
     return grid.flatten()[torch.argsort((diagonal * max(grid.shape) + along).flatten())]
 
 
+@register_scan("diagonal", routes=1)
+def diagonal(height: int, width: int) -> Tensor:
+    """Diagonals from the top left, each read from its upper right end down to the left (EAMamba, arXiv:2506.22246)."""
+    row, column = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    return torch.argsort(((row + column) * height + row).flatten())[None]
+
+
 @register_scan("hilbert", routes=1)
 def hilbert(height: int, width: int) -> Tensor:
     """Hilbert's curve (Math. Ann. 38, 1891), continued to every rectangle; each step is to a neighbour.
@@ -155,6 +162,17 @@ def zorder(height: int, width: int) -> Tensor:
     return torch.argsort(code.flatten())[None]
 
 
+@register_scan("gray", routes=1)
+def gray(height: int, width: int) -> Tensor:
+    """Quadrant by quadrant, each right, down, left: a U that is never turned, so it jumps between quadrants.
+
+    A Gray code of row and column; the curve that OccMamba, arXiv:2408.09859, calls Hilbert's.
+    """
+    row, column = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    code = 2 * _spread_bits(row) + _spread_bits(row ^ column)
+    return torch.argsort(code.flatten())[None]
+
+
 def _spread_bits(value: Tensor) -> Tensor:
     """Bit i of each value moved to bit 2 i."""
     spread = torch.zeros_like(value)
@@ -172,3 +190,13 @@ def spiral(height: int, width: int) -> Tensor:
         sides.append(grid[0])
         grid = grid[1:].rot90()
     return torch.cat(sides)[None]
+
+
+@register_scan("ms2d_low", routes=1)
+def ms2d_low(height: int, width: int) -> Tensor:
+    """Rows reversed, then columns, then columns reversed, as one route that visits every token three times.
+
+    The route of the down-sampled map in MSVMamba's multi-scale scan, arXiv:2405.14174.
+    """
+    rows, columns = raster(height, width), vertical(height, width)
+    return torch.cat([rows.flip(1), columns, columns.flip(1)], dim=1)

@@ -37,7 +37,9 @@ def scan_table(
     A route that is shorter than the longest ends in entries of -1.
 
     Args:
-        name: Registered name; names are joined by `+`, and `_flip` after one reverses the steps of its routes.
+        name: Registered name; names are joined by `+`, `[k]` after one keeps its route k, `_t`, `_r90`, `_r180`,
+            `_r270`, `_mirror` and `_updown` turn the map before it is read (left to right), and a final `_flip`
+            reverses the steps.
         height: Rows of the map.
         width: Columns of the map.
         device: Where the table lies; None is the CPU.
@@ -163,7 +165,8 @@ def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @torch.compiler.assume_constant_result
     def hold(name: str, *key) -> str:
-        label = "_".join(map(str, (build.__name__, name.replace("+", "_PLUS_"), *key)))
+        spelled = name.replace("+", "_PLUS_").replace("[", "_ROUTE_").replace("]", "")
+        label = "_".join(map(str, (build.__name__, spelled, *key)))
         label = re.sub(r"\W", "_", label)  # an identifier; names of orders have no capitals
         setattr(_compiled, label, cached(name, *key))
         return label
@@ -196,9 +199,10 @@ def _scan_table(name: str, height: int, width: int, device: torch.device, middle
     with _plain_tensors():
         parts = []
         for part in parse_scan(name):
-            table = part.build(height, width)
-            _check_table(table, part.routes, name, height, width)
-            parts.append(table.flip(1) if part.flip else table)
+            grid = part.turn(torch.arange(height * width).view(height, width))
+            table = part.build(*grid.shape)
+            _check_table(table, part.order_routes, name, *grid.shape)
+            parts.append(part.place(table, grid))
         steps = max(table.shape[1] for table in parts)
         table = torch.cat([F.pad(table, (0, steps - table.shape[1]), value=-1) for table in parts])
         if middle_token:
