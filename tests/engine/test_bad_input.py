@@ -81,6 +81,15 @@ def test_skipped_image_in_an_evaluation_is_marked(damaged):
     assert len(labels) == 24
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_skipped_image_has_the_channels_of_the_others(run, image_folder, tmp_path, capsys, channels):
+    shutil.copytree(image_folder, tmp_path / "data")
+    victim = tmp_path / "data" / "validation" / "cross" / "1.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+    assert run(data_dir=tmp_path / "data", bad_images="skip", epochs=1, in_chans=channels) == 0
+    assert f"image {victim} cannot be read" in capsys.readouterr().out
+
+
 def test_an_earlier_run_is_not_overwritten_unasked(run, capsys):
     assert run(epochs=1) == 0
     capsys.readouterr()

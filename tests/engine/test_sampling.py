@@ -1,9 +1,15 @@
 """The order of samples is a function of seed, epoch, rank and position, and the one torch and timm would take."""
 
 import pytest
+import torch
+from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.loader import PrefetchLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.data.loaders import create_eval_loader, create_train_loader
+from visionssm.engine.data.processes import World
 from visionssm.engine.data.randomness import derive_seed
 from visionssm.engine.data.sampling import EpochBatches, EvaluationIndices
 
@@ -67,3 +73,19 @@ def test_seeds_depend_on_every_part_and_their_order():
     seeds = {derive_seed(1, 2), derive_seed(2, 1), derive_seed(12), derive_seed("1", 2), derive_seed(1, 2, 0)}
     assert len(seeds) == 5
     assert derive_seed(1, "step", 3) == derive_seed(1, "step", 3)
+
+
+def test_batches_come_from_timms_prefetcher():
+    """Which copies to a GPU on a stream of its own while the batch before is worked on."""
+    args = parse_args(["--batch-size", "2", "--workers", "0", "--no-aug", "--dataset", "", "--in-chans", "1"])
+    images = [(Image.new("L", (8, 8), 51 * value), value) for value in range(4)]
+    config = {"input_size": (1, 8, 8), "mean": (0.2,), "std": (0.5,), "interpolation": "bilinear"}
+    config |= {"crop_pct": 1.0, "crop_mode": "center"}
+    device = torch.device("cpu")
+    train = create_train_loader(images, args, config, 4, device, World())
+    evaluation = create_eval_loader(images, config, batch_size=2, workers=0, device=device)
+    assert isinstance(train.batches, PrefetchLoader) and isinstance(evaluation, PrefetchLoader)
+    for batches in (train.epoch(0), evaluation):
+        for pixels, labels in batches:
+            expected = ((0.2 * labels - 0.2) / 0.5).view(-1, 1, 1, 1).expand(2, 1, 8, 8)
+            torch.testing.assert_close(pixels, expected)

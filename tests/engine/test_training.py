@@ -7,6 +7,7 @@ import tarfile
 from fnmatch import fnmatch
 
 import pytest
+import timm
 import torch
 import yaml
 from conftest import assert_same_weights, load
@@ -14,6 +15,7 @@ from PIL import Image
 
 from visionssm.engine.commands import train as train_module
 from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.training.stopping import StopRequest
 
 EVERYTHING = dict(
@@ -195,7 +197,6 @@ def test_one_update_that_is_not_finite_is_skipped(run, monkeypatch, capsys):
 
 
 def test_initial_checkpoint_and_timms_own_reader(run, tmp_path):
-    import timm
     from timm.models import load_checkpoint
 
     assert run(epochs=1) == 0
@@ -304,3 +305,31 @@ def test_wandb_is_told_what_the_summary_holds(run, monkeypatch):
     rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
     assert [step for step, _ in logged] == [0, 1]
     assert [values["train_loss"] for _, values in logged] == [float(row["train_loss"]) for row in rows]
+
+
+@pytest.mark.parametrize("options", [{"in_chans": 1, "img_size": 28}, {"input_size": [1, 28, 28], "img_size": None}])
+def test_mean_and_deviation_follow_the_channels(run, options):
+    """Of a model with three of each, whose one-channel kin takes their average; evaluation knows it too."""
+    assert run(epochs=1, **options) == 0
+    path = run.folder / "run" / "last.pth.tar"
+    config = load(path)["task_state"]["run"]["facts"]["data_config"]
+    three = timm.get_pretrained_cfg("test_vmamba")
+    assert config["input_size"] == [1, 28, 28]
+    assert config["mean"] == pytest.approx([sum(three.mean) / 3]) and config["std"] == pytest.approx(
+        [sum(three.std) / 3]
+    )
+    assert load_classifier(None, path).data_config["mean"] == config["mean"]
+    resized = load_classifier(None, path, data_options={"img_size": 56}).data_config
+    assert resized["input_size"] == (1, 56, 56) and len(resized["std"]) == 1
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"in_chans": 1, "mean": [0.5, 0.5, 0.5]}, "--mean holds 3 values, expected 1 or 1"),
+        ({"in_chans": 1, "input_size": [3, 28, 28]}, "takes 1 channel(s), but --input-size 3 28 28 has 3"),
+    ],
+)
+def test_channels_that_contradict_each_other(run, capsys, options, found):
+    assert run(**options) == 2
+    assert found in capsys.readouterr().err

@@ -48,6 +48,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"two data folders given: {args.data} and --data-dir {args.data_dir}")
     args.data_dir = args.data_dir or args.data
     del args.data
+    if args.in_chans is None and args.input_size is not None:
+        args.in_chans = args.input_size[0]
     return args
 
 

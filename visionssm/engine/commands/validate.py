@@ -18,7 +18,7 @@ from timm.utils import ParseKwargs
 
 from ...errors import UserError, nearest
 from ...files import write_text
-from ..data.datasets import class_names, open_dataset
+from ..data.datasets import class_names, image_mode, open_dataset
 from ..data.loaders import create_eval_loader
 from ..data.processes import resolve_device
 from ..data.workers import loader_processes_ended
@@ -94,13 +94,12 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         UserError: The data cannot be used or does not fit the model.
     """
     config = classifier.data_config
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
     dataset = open_dataset(
         args.dataset,
         args.data_dir,
         args.split,
         class_map=args.class_map,
-        input_img_mode=mode,
+        input_img_mode=image_mode(config["input_size"][0]),
         batch_size=args.batch_size,
     )
     names = class_names(dataset)

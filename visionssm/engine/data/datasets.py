@@ -119,6 +119,11 @@ def check_same_classes(train: torch.utils.data.Dataset, validation: torch.utils.
     )
 
 
+def image_mode(channels: int) -> str:
+    """Return the PIL mode that images are read in for a number of channels."""
+    return "L" if channels == 1 else "RGB"
+
+
 class ReadableImages(torch.utils.data.Dataset):
     """A map-style data set that says which image cannot be read instead of taking another in silence.
 
@@ -131,13 +136,23 @@ class ReadableImages(torch.utils.data.Dataset):
         seed: Seed of the augmentation.
         bad_images: "refuse" raises on an unreadable image, "skip" logs its path and takes the next readable one in
             training, or marks the label with `SKIPPED` in evaluation.
+        mode: PIL mode of the image in the place of a skipped one, where the data set does not convert to one.
     """
 
-    def __init__(self, dataset: torch.utils.data.Dataset, transform: Any, *, seed: int = 0, bad_images: str = "refuse"):
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset,
+        transform: Any,
+        *,
+        seed: int = 0,
+        bad_images: str = "refuse",
+        mode: str = "RGB",
+    ):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
         self.bad_images = bad_images
+        self.mode = getattr(dataset, "input_img_mode", None) or mode
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -154,7 +169,7 @@ class ReadableImages(torch.utils.data.Dataset):
             if self.bad_images == "refuse":
                 raise
             _logger.warning("%s; skipped", error)
-            image, label = Image.new("RGB", (8, 8)), SKIPPED
+            image, label = Image.new(self.mode, (8, 8)), SKIPPED
         return self.transform(image), label
 
     def _first_readable(self, index: int) -> tuple[Image.Image, int]:

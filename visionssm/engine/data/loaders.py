@@ -1,42 +1,60 @@
 """Loaders that give normalised batches on the device."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from timm.data import Mixup, create_loader, create_transform
-from timm.data.loader import fast_collate
+from timm.data import Mixup, create_loader, create_transform, resolve_data_config
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, IterableDataset
 
 from ...errors import UserError
-from .datasets import ReadableImages, open_dataset
+from .datasets import ReadableImages, image_mode, open_dataset
 from .processes import World
 from .sampling import EpochBatches, EvaluationIndices
-from .workers import ExplainedLoader, explained, ignore_signals
+from .workers import ExplainedLoader, ignore_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class DeviceBatches:
-    """Moves uint8 batches to the device and normalises them there."""
+def data_config(options: Mapping[str, Any], pretrained_cfg: Mapping[str, Any], channels: int | None) -> dict[str, Any]:
+    """Resolve how images are prepared, as timm does; mean and deviation follow the channels.
 
-    def __init__(self, loader: DataLoader, data_config: dict, device: torch.device):
-        self.loader = loader
-        self.device = device
-        shape = (1, -1, 1, 1)
-        self.mean = torch.tensor([255 * x for x in data_config["mean"]], device=device).view(shape)
-        self.std = torch.tensor([255 * x for x in data_config["std"]], device=device).view(shape)
+    A model's own mean and deviation are averaged where it is built for another number of channels.
 
-    def __len__(self) -> int:
-        return len(self.loader)
+    Args:
+        options: timm's data options (`input_size`, `img_size`, `mean`, `std`, `crop_pct`, ...); None means not given.
+        pretrained_cfg: The model's defaults.
+        channels: Input channels of the model; None for those of `pretrained_cfg`.
 
-    def __iter__(self) -> Iterator[Batch]:
-        for images, labels in explained(self.loader):
-            images = images.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
-            yield images, labels.to(self.device, non_blocking=True)
+    Returns:
+        `input_size` (channels, height, width), `mean` and `std` (one value per channel, 0 to 1), `interpolation`,
+        `crop_pct` and `crop_mode`.
+
+    Raises:
+        UserError: The options contradict each other.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    own = tuple(pretrained_cfg.get("input_size") or (3, 224, 224))
+    channels = channels or own[0]
+    size = given.get("input_size")
+    if size is not None and size[0] != channels:
+        raise UserError(
+            f"the model takes {channels} channel(s), but --input-size {' '.join(map(str, size))} has {size[0]}"
+        )
+    for name in ("mean", "std"):
+        if len(given.get(name, ())) not in (0, 1, channels):
+            raise UserError(f"--{name} holds {len(given[name])} values, expected 1 or {channels}, one per channel")
+    config = resolve_data_config(
+        given | {"in_chans": channels}, pretrained_cfg=dict(pretrained_cfg) | {"input_size": (channels, *own[1:])}
+    )
+    for name in ("mean", "std"):
+        if len(config[name]) != channels:
+            config[name] = (sum(config[name]) / len(config[name]),) * channels
+    return config
 
 
 class TrainLoader:
@@ -102,7 +120,7 @@ def create_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
 
 def open_split(args: argparse.Namespace, split: str, training: bool) -> torch.utils.data.Dataset:
     """Open the training or validation split that the options describe."""
-    mode = args.input_img_mode or ("L" if args.in_chans == 1 else "RGB")
+    mode = args.input_img_mode or image_mode(args.in_chans or 3)
     return open_dataset(
         args.dataset,
         args.data_dir,
@@ -181,7 +199,7 @@ def create_train_loader(
         )
     loader = DataLoader(images, batch_sampler=sampler, **_worker_options(args.workers, args.pin_mem))
     erasing = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if erase else None
-    return TrainLoader(DeviceBatches(loader, data_config, device), sampler, erasing, mixup, args.mixup_off_epoch)
+    return TrainLoader(_on_device(loader, data_config, device), sampler, erasing, mixup, args.mixup_off_epoch)
 
 
 def create_eval_loader(
@@ -194,7 +212,7 @@ def create_eval_loader(
     world: World | None = None,
     pin_memory: bool = False,
     bad_images: str = "refuse",
-) -> DeviceBatches | ExplainedLoader:
+) -> PrefetchLoader | ExplainedLoader:
     """Build an evaluation loader; every sample is read once by one of the processes."""
     world = world or World()
     if isinstance(dataset, IterableDataset):
@@ -224,12 +242,18 @@ def create_eval_loader(
         crop_mode=data_config["crop_mode"],
     )
     loader = DataLoader(
-        ReadableImages(dataset, transform, bad_images=bad_images),
+        ReadableImages(dataset, transform, bad_images=bad_images, mode=image_mode(data_config["input_size"][0])),
         batch_size=batch_size,
         sampler=EvaluationIndices(len(dataset), rank=world.rank, world_size=world.size),
         **_worker_options(workers, pin_memory),
     )
-    return DeviceBatches(loader, data_config, device)
+    return _on_device(loader, data_config, device)
+
+
+def _on_device(loader: DataLoader, data_config: dict, device: torch.device) -> PrefetchLoader:
+    """Float batches, normalised on the device; to a GPU each is copied while the one before it is worked on."""
+    channels = data_config["input_size"][0]
+    return PrefetchLoader(ExplainedLoader(loader), data_config["mean"], data_config["std"], channels, device)
 
 
 def _stream(loader: Any) -> ExplainedLoader:

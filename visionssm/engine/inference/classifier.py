@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...errors import UserError
+from ..data.loaders import data_config
 from ..training.checkpoints import load_weights, read_checkpoint
 from ..training.tasks import RUN_STATE
 from .models import create_model
@@ -76,16 +77,14 @@ def load_classifier(
     model = create_model(
         name,
         pretrained=pretrained and not checkpoint,
-        in_chans=stored.get("in_chans"),
-        global_pool=stored.get("gp"),
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
-        **kwargs,
+        **{"in_chans": stored.get("in_chans"), "global_pool": stored.get("gp")} | kwargs,
     )
     if checkpoint:
         load_weights(model, checkpoint, use_ema)
     facts = ((content.get("task_state") or {}).get(RUN_STATE) or {}).get("facts", {})
-    options = {key: value for key, value in dict(data_options or {}).items() if value is not None}
-    config = resolve_data_config(options, pretrained_cfg=(model.pretrained_cfg or {}) | facts.get("data_config", {}))
+    channels = kwargs.get("in_chans") or stored.get("in_chans")
+    config = data_config(data_options or {}, (model.pretrained_cfg or {}) | facts.get("data_config", {}), channels)
     classes = facts.get("classes") or imagenet_classes(model)
     return Classifier(name, model.to(device).eval(), config, classes)
 

@@ -12,7 +12,7 @@ from timm.data import create_transform
 from timm.data.readers import get_img_extensions
 
 from ...errors import UserError
-from ..data.datasets import BadImageError
+from ..data.datasets import BadImageError, image_mode
 from ..reports.plots import Prediction
 from .classifier import Classifier
 
@@ -71,7 +71,7 @@ def predict(
         crop_mode=config["crop_mode"],
     )
     device = next(classifier.model.parameters()).device
-    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    mode = image_mode(config["input_size"][0])
     results: list[Prediction] = []
     for start in range(0, len(paths), batch_size):
         kept, images = [], []

@@ -5,10 +5,11 @@ import logging
 from collections import Counter
 
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 
 from ...errors import UserError, nearest
+from ..data import loaders
 from ..inference.models import create_model
 
 _logger = logging.getLogger(__name__)
@@ -22,14 +23,13 @@ def create_training_model(args: argparse.Namespace, num_classes: int) -> torch.n
         pretrained=args.pretrained or bool(args.pretrained_path),
         pretrained_cfg_overlay=overlay,
         num_classes=num_classes,
-        in_chans=args.in_chans,
         global_pool=args.gp,
         drop_rate=args.drop,
         drop_path_rate=args.drop_path,
         drop_block_rate=args.drop_block,
         bn_momentum=args.bn_momentum,
         bn_eps=args.bn_eps,
-        **args.model_kwargs,
+        **{"in_chans": args.in_chans} | args.model_kwargs,
     )
     if args.head_init_scale is not None or args.head_init_bias is not None:
         head = model.get_classifier()
@@ -46,7 +46,7 @@ def create_training_model(args: argparse.Namespace, num_classes: int) -> torch.n
 
 def data_config(args: argparse.Namespace, model: torch.nn.Module) -> dict:
     """Return input size, normalisation, resampling and evaluation crop: the options above the model's defaults."""
-    return resolve_data_config(vars(args), model=model)
+    return loaders.data_config(vars(args), model.pretrained_cfg, args.model_kwargs.get("in_chans") or args.in_chans)
 
 
 def loss_options(args: argparse.Namespace, mixup: Mixup | None) -> dict:
