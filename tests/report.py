@@ -37,16 +37,7 @@ PARTS = {
         "-k",
         "not digits_recipes_reach and not twenty_kills",
     ],
-    "timm": [
-        "tests/timm_suite/run.py",
-        "*vmamba*",
-        "vim_*",
-        "localvim_*",
-        "test_*vim",
-        "*plainmamba*",
-        "*groupmamba*",
-        "--pytest-args=-n 2 --durations=10",
-    ],
+    "timm": ["tests/timm_suite/run.py", "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
     "digits": ["-m", "pytest", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
 }

@@ -13,19 +13,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import visionssm  # noqa: F401  registers the models
+from tests.families import PICO, at_size
 from visionssm.analysis import memory as memory_module
 from visionssm.analysis.memory import kept_bytes, training_memory
 from visionssm.scans import scan_table
-
-FAMILIES = {
-    "test_vmamba": {},
-    "test_vim": {"img_size": 32},
-    "test_localvim": {"img_size": 32},
-    "test_localvmamba": {},
-    "test_plainmamba": {"img_size": 32},
-    "test_groupmamba": {},
-}
 
 
 class LiveMemory(TorchDispatchMode):
@@ -68,10 +59,10 @@ def real_step(model, images, checkpointing):
 
 
 def pico(name):
-    return timm.create_model(name, num_classes=10, **FAMILIES[name])
+    return timm.create_model(name, num_classes=10, **at_size(name, 32))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PICO)
 def test_kept_bytes_are_those_of_a_real_step(name):
     model, images = pico(name), torch.randn(2, 3, 32, 32)
     real_step(model, images, False)  # builds the scan tables, which stay
@@ -79,7 +70,7 @@ def test_kept_bytes_are_those_of_a_real_step(name):
     assert kept_bytes(model, images) - images.nbytes == pytest.approx(alive, rel=0.01)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PICO)
 def test_checkpointing_lies_between_what_stays_and_the_peak(name):
     model, images = pico(name), torch.randn(8, 3, 32, 32)
     real_step(model, images, True)
@@ -89,11 +80,11 @@ def test_checkpointing_lies_between_what_stays_and_the_peak(name):
     assert kept < kept_bytes(model, images) - images.nbytes
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", PICO)
 def test_shapes_alone_give_the_same(name, monkeypatch):
     """With the scan that runs here; a GPU has a norm of its own that keeps a little more."""
     monkeypatch.setenv("VISIONSSM_BACKEND", "portable")
-    memory = training_memory(name, 32, precision="float32", num_classes=10, **FAMILIES[name])
+    memory = training_memory(name, 32, precision="float32", num_classes=10, **at_size(name, 32))
     found = memory.shared + 2 * memory.per_image
     assert found == pytest.approx(kept_bytes(pico(name), torch.randn(2, 3, 32, 32)), rel=0.03)
 

@@ -5,14 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import timm.task.distillation as distillation
 import torch
 import yaml
 from timm.models import is_model
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-import visionssm  # noqa: F401
+from tests.families import FAMILIES, PICO, at_size, published, small_of
 from visionssm.digits.images import write_classification
 from visionssm.engine.commands import train as train_command
 from visionssm.engine.commands.arguments import parse_args
@@ -20,11 +19,6 @@ from visionssm.engine.training.building import learning_rate
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
 FILES = sorted(ROOT.rglob("*.yaml"))
-FAMILIES = ("vmamba", "vim", "localmamba", "plainmamba", "groupmamba")
-
-
-def published(family):
-    return [name for name in timm.list_models(module=family) if not name.startswith("test_")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -81,23 +75,12 @@ def test_learning_rate_and_length_are_the_papers(file, processes, rate, epochs):
     assert create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=10)[1] == epochs
 
 
-STEP = {
-    "vmamba": ("vmamba_tiny_s1l8", "test_vmamba", []),
-    "vim": ("vim_tiny", "test_vim", ["img_size=32"]),
-    "localvim": ("localvim_tiny", "test_localvim", ["img_size=32"]),
-    "localvmamba": ("localvmamba_tiny", "test_localvmamba", []),
-    "plainmamba": ("plainmamba_l1", "test_plainmamba", ["img_size=32"]),
-    "groupmamba": ("groupmamba_tiny", "test_groupmamba", []),
-}
-
-
-@pytest.mark.parametrize("family", STEP)
-def test_one_step_of_each_family(run, monkeypatch, family):
+@pytest.mark.parametrize("model", PICO)
+def test_one_step_of_each_kind(run, monkeypatch, model):
     """Through the recipe; only model, sizes, length and precision are small, and the teacher has no weights."""
     create = distillation.create_model
     monkeypatch.setattr(distillation, "create_model", lambda *a, **k: create(*a, **(k | {"pretrained": False})))
-    recipe, model, kwargs = STEP[family]
-    path = next(ROOT.rglob(f"{recipe}.yaml"))
+    path = next(ROOT.rglob(f"{small_of(model)}.yaml"))
     options = {
         "config": path,
         "model": model,
@@ -112,8 +95,7 @@ def test_one_step_of_each_family(run, monkeypatch, family):
     }
     if parse_args(["-c", str(path)]).kd_model_name:
         options["kd_model_name"] = "test_resnet"
-    if kwargs:
-        options["model_kwargs"] = kwargs
+    options["model_kwargs"] = [f"{key}={value}" for key, value in at_size(model, 32).items()] or None
     assert run(**options) == 0
     assert (run.folder / "run" / "last.pth.tar").is_file()
 

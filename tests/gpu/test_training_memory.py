@@ -5,16 +5,14 @@ import timm
 import torch
 import torch.nn.functional as F
 
-import visionssm  # noqa: F401  registers the models
+from tests.families import SMALL
 from visionssm.analysis.memory import training_memory
 
 BATCH = 8
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "name", ["vmamba_tiny_s1l8", "vim_tiny", "localvmamba_tiny", "plainmamba_l1", "groupmamba_tiny"]
-)
+@pytest.mark.parametrize("name", SMALL)
 def test_kept_memory_is_what_the_allocator_holds(name, precision):
     memory = training_memory(name, 224, precision=precision)
     model = timm.create_model(name).cuda().train()

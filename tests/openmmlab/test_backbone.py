@@ -12,7 +12,7 @@ from mmengine.model import BaseModule  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 from torch import nn  # noqa: E402
 
-import visionssm  # noqa: E402
+from tests.families import PICO, is_plain  # noqa: E402
 from tests.parity import DATA, compare_summary, fill_state_dict, reference_input  # noqa: E402
 from tests.parity import localmamba as localmamba_parity  # noqa: E402
 from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
@@ -23,17 +23,9 @@ from visionssm.models.plainmamba import checkpoint_filter_fn as plainmamba_filte
 from visionssm.models.vmamba import checkpoint_filter_fn as vmamba_filter  # noqa: E402
 from visionssm.openmmlab import SimpleFPN, VisionSSMBackbone  # noqa: E402
 
-PICO = visionssm.list_models("test_*")
-HIERARCHICAL = ["test_vmamba", "test_localvmamba", "test_groupmamba"]
-PLAIN = ["test_vim", "test_localvim", "test_plainmamba"]
-
 
 class Detector(BaseModule):
     """Initialises its parts as mmdet's and mmseg's models do."""
-
-
-def test_pico_variants_are_all_covered():
-    assert sorted(PICO) == sorted(HIERARCHICAL + PLAIN)
 
 
 @pytest.mark.parametrize("name", [*PICO, "resnet18"])
@@ -47,7 +39,7 @@ def test_maps_have_the_promised_channels_and_strides(name):
             assert y.shape[:2] == (2, channels) and y.is_contiguous()
             for side, full in zip(y.shape[2:], (height, width), strict=True):
                 assert full // stride <= side <= -(-full // stride)
-    expected = (16,) * 4 if name in PLAIN else (4, 8, 16, 32)
+    expected = (16,) * 4 if is_plain(name) else (4, 8, 16, 32)
     assert backbone.out_strides == expected
 
 
@@ -158,7 +150,7 @@ def test_frozen_stages_stay_frozen(name):
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
     sum(y.square().mean() for y in backbone(torch.randn(2, 3, 64, 64))).backward()
     optimizer.step()
-    unit = "blocks" if name in PLAIN else "stages"
+    unit = "blocks" if is_plain(name) else "stages"
     frozen = (
         "model.stem",
         "model.patch_embed",

@@ -20,6 +20,7 @@ from mmengine.hooks import Hook  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
+from tests.families import PICO, is_plain  # noqa: E402
 from visionssm.digits.scenes import write_scenes  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab import launching  # noqa: E402
@@ -29,8 +30,6 @@ from visionssm.openmmlab.weights import load_matching  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 DETECTION = ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
 SEGMENTATION = ROOT / "configs/segmentation/digits/upernet_test_vmamba_digits.py"
-HIERARCHICAL = ("test_vmamba", "test_localvmamba", "test_groupmamba")
-PLAIN = ("test_vim", "test_localvim", "test_plainmamba")
 compiled = pytest.mark.skipif(
     "not __import__('importlib').util.find_spec('mmcv._ext')", reason="mmcv's operators are not compiled"
 )
@@ -89,7 +88,7 @@ def run(cfg, validate):
 def segmenter(name, scenes, work_dir):
     cfg = read(SEGMENTATION, scenes, work_dir)
     cfg.model.backbone.name = name
-    if name in PLAIN:
+    if is_plain(name):
         cfg.model.neck = dict(type="Feature2Pyramid", embed_dim=48, norm_cfg=dict(type="BN"))
         cfg.model.decode_head.in_channels = [48] * 4
     return cfg
@@ -98,7 +97,7 @@ def segmenter(name, scenes, work_dir):
 def detector(name, scenes, work_dir):
     cfg = read(DETECTION, scenes, work_dir)
     cfg.model.backbone.name = name
-    if name in PLAIN:
+    if is_plain(name):
         cfg.model.backbone.out_indices = (3,)
         cfg.model.neck = dict(type="SimpleFPN", in_channels=48, out_channels=48, num_outs=4)
     cfg.model.train_cfg.rcnn.sampler.num = 16
@@ -107,7 +106,7 @@ def detector(name, scenes, work_dir):
     return cfg
 
 
-@pytest.mark.parametrize("name", HIERARCHICAL + PLAIN)
+@pytest.mark.parametrize("name", PICO)
 def test_upernet_trains(name, scenes, tmp_path):
     runner = run(segmenter(name, scenes, tmp_path), validate=name == "test_vmamba")
     if name == "test_vmamba":
@@ -115,7 +114,7 @@ def test_upernet_trains(name, scenes, tmp_path):
 
 
 @compiled
-@pytest.mark.parametrize("name", HIERARCHICAL + PLAIN)
+@pytest.mark.parametrize("name", PICO)
 def test_mask_rcnn_trains(name, scenes, tmp_path):
     runner = run(detector(name, scenes, tmp_path), validate=name == "test_vmamba")
     if name == "test_vmamba":

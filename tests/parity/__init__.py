@@ -182,7 +182,7 @@ def compare(case: Case) -> Iterator[Deviation]:
     with torch.set_grad_enabled(with_grads):
         outputs = _call_with(model, weights, lambda m: module.outputs(m, x, case))
 
-    loose = tolerances.FULL_SIZE.get(case.family) if case.full_size else None
+    loose = getattr(module, "FULL_SIZE_TOLERANCE", None) if case.full_size else None
     if "logits" in record:
         expected = np.array(record["logits"]).reshape(record["logits_shape"])
         yield compare_operator("logits", outputs["logits"], expected, loose or tolerances.LOGITS)

@@ -9,8 +9,6 @@ import timm.models
 from timm.models import _registry
 
 PATTERNS = os.environ["VISIONSSM_SUITE_PATTERNS"].split("\n")
-# models whose features are not a 4-D map are tested like timm's vit_*
-TOKEN_MODELS = ["vim_*", "test_vim", "localvim_*", "test_localvim", "plainmamba_*", "test_plainmamba"]
 ONLINE = ("test_model_inference", "test_model_load_pretrained", "test_model_features_pretrained")
 
 tested: set[str] = set()
@@ -18,6 +16,11 @@ tested: set[str] = set()
 
 def _match(name: str) -> bool:
     return any(fnmatch.fnmatch(name.split(".", 1)[0], pattern) for pattern in PATTERNS)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether all feature maps have one stride."""
+    return len({level["reduction"] for level in timm.create_model(name, device="meta").feature_info}) == 1
 
 
 def pytest_configure(config):
@@ -30,16 +33,19 @@ def pytest_configure(config):
     if not config.suite_names:
         raise pytest.UsageError(f"no registered model matches {PATTERNS}")
 
+    # models whose features are tokens, not a map, are tested like timm's vit_*
+    token_models = [name for name in config.suite_names if _is_plain(name)]
+
     def list_models(filter="", module="", pretrained=False, exclude_filters="", **kwargs):
         # timm's file asks by its own lists of modules and names: extend them
         if isinstance(module, (list, tuple)) and "vision_transformer" in module:
             module = [*module, *modules]
         if isinstance(filter, (list, tuple)) and "vit_*" in filter:
-            filter = [*filter, *TOKEN_MODELS]
+            filter = [*filter, *token_models]
         excluded = [exclude_filters] if isinstance(exclude_filters, str) else list(exclude_filters)
         excluded = [e for e in excluded if e]
         if "vit_*" in excluded:
-            excluded += TOKEN_MODELS
+            excluded += token_models
         names = original(filter, module, pretrained, excluded or "", **kwargs)
         return [name for name in names if _match(name)]
 

@@ -1,6 +1,6 @@
 """Run timm's own model tests on our models.
 
-    python tests/timm_suite/run.py '*vmamba*' [more patterns]
+    python tests/timm_suite/run.py ['*vmamba*' ...]
 
 The tests come from the source distribution of the installed timm version and are run in place against the installed
 package; nothing of them is kept here. A plugin imports visionssm first and narrows timm's listing to the names asked
@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import timm
+
+import visionssm
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "work" / "timm_sdist"
@@ -50,13 +52,13 @@ def fetch_tests() -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("patterns", nargs="+", help="patterns of model names")
+    parser.add_argument("patterns", nargs="*", help="patterns of model names; every model of ours if none is given")
     parser.add_argument("--pytest-args", default="", help="further arguments of pytest, in one string")
     args = parser.parse_args()
     sources = fetch_tests()
     environment = {
         **os.environ,
-        "VISIONSSM_SUITE_PATTERNS": "\n".join(args.patterns),
+        "VISIONSSM_SUITE_PATTERNS": "\n".join(args.patterns or visionssm.list_models()),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(HERE),
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -1,7 +1,7 @@
 """Model families; importing this package registers every variant with timm."""
 
 from ..checkpoints import CheckpointError, inert_stand_ins
-from ._listing import list_models
+from ._listing import kind_of, list_kinds, list_models
 from .groupmamba import GroupMamba
 from .localmamba import LocalVim, LocalVMamba
 from .plainmamba import PlainMamba
@@ -17,5 +17,7 @@ __all__ = [
     "VMamba",
     "Vim",
     "inert_stand_ins",
+    "kind_of",
+    "list_kinds",
     "list_models",
 ]
