@@ -1,0 +1,5 @@
+"""The two-dimensional recurrence over anti-diagonals: one public function, two implementations."""
+
+from .operator import wavefront_scan
+
+__all__ = ["wavefront_scan"]

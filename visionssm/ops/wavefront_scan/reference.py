@@ -1,0 +1,34 @@
+"""The oracle: the recurrence written out cell by cell, differentiable by autograd, in float32 or float64."""
+
+import torch
+from torch import Tensor
+
+from .contract import Wavefront
+
+
+def wavefront_scan_reference(scan: Wavefront) -> Tensor:
+    """Mamba2D, arXiv:2412.16146, section 3; returns x's shape and dtype. One Python iteration per cell."""
+    x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D = (
+        None if t is None else t.to(scan.compute_dtype) for t in scan
+    )
+    height, width = x.shape[1:3]
+    # unbind, not indexing: its backward does not write a whole map of zeros for every cell
+    x, delta_top, delta_left, B_top, B_left, C = (
+        t.flatten(1, 2).unbind(1) for t in (x, delta_top, delta_left, B_top, B_left, C)
+    )
+    states: list[Tensor] = []
+    outputs = []
+    for i in range(height):
+        for j in range(width):
+            k = i * width + j
+            parts = []
+            if i > 0:
+                part = (delta_top[k] * x[k])[..., None] * B_top[k][:, None]
+                parts.append(torch.exp(delta_top[k][..., None] * A_top) * states[k - width] + part)
+            if j > 0 or i == 0:
+                part = (delta_left[k] * x[k])[..., None] * B_left[k][:, None]
+                parts.append(torch.exp(delta_left[k][..., None] * A_left) * states[k - 1] + part if j > 0 else part)
+            states.append((parts[0] + parts[1]) / 2 if len(parts) == 2 else parts[0])
+            y = (states[k] * C[k][:, None]).sum(-1)
+            outputs.append(y if D is None else y + D * x[k])
+    return torch.stack(outputs, 1).view(scan.x.shape).to(scan.x.dtype)
