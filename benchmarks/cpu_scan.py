@@ -29,7 +29,7 @@ from visionssm.scans import scan_table
 SHAPES = {
     "VMamba-T stage 1": (1, 56, 56, "cross", 96, 1),
     "VMamba-T stage 2": (1, 28, 28, "cross", 192, 1),
-    "Vim-S": (1, 14, 14, "bidirectional", 384, 16),
+    "Vim-S": (1, 14, 14, "bidirectional", 768, 16),
     "VMamba-T (vanilla) stage 1": (1, 56, 56, "cross", 192, 16),
 }
 

@@ -113,8 +113,8 @@ def record(shape: ScanShape, dtype: torch.dtype, out_dtype: torch.dtype, parts: 
         # the inputs lie on a CPU, the code is for a GPU
         launch._logarithm = lambda s: "ptx" if logarithm(s) == "log2" else logarithm(s)
         launch.forward(scan, save=False)
-        out, states = launch.forward(scan, save=True)
-        launch.backward(out, states, scan)
+        out, _, states = launch.forward(scan, save=True)
+        launch.backward(out, None, states, scan)
     finally:
         config.segments, config._walk, launch._logarithm = segments, walk, logarithm
         for name, kernel in KERNELS.items():

@@ -113,7 +113,7 @@ def test_unknown_precision():
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(memory_module, "_why_no_triton", lambda device, dtype: "triton is not installed")
+    monkeypatch.setattr(memory_module, "backend_unavailable", lambda *_: "triton is not installed")
     monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
     with pytest.raises(ImportError, match="but triton is not installed; VISIONSSM_BACKEND=portable"):
         training_memory("test_vmamba", 32)

@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from visionssm.ops import tables as operator_tables
 from visionssm.scans import (
     check_scan,
+    clear_tables,
     direction_table,
     inverse_table,
     list_scans,
     modifiers,
     num_routes,
+    placing_tables,
     register_scan,
     registry,
     scan_table,
@@ -230,12 +233,38 @@ def test_cache_returns_the_same_tensor(function):
     assert table.is_contiguous() and table.dtype == torch.int32
 
 
-def test_cache_is_bounded():
+def test_cache_is_bounded(monkeypatch):
+    clear_tables()
+    monkeypatch.setattr(tables, "_CACHE_BYTES", 50 * 4096)
     first = scan_table("raster", 1, 1)
-    for width in range(2, 300):
+    for width in range(2, 50):
         scan_table("raster", 1, width)
-    assert len(tables._caches) == 3
-    for cached in tables._caches:
-        info = cached.cache_info()
-        assert info.currsize <= info.maxsize == 128
+        assert scan_table("raster", 1, 1) is first  # used again and again
+    second = scan_table("raster", 1, 2)
+    scan_table("raster", 1, 50)
+    scan_table("raster", 1, 51)
+    assert scan_table("raster", 1, 3) is not None and scan_table("raster", 1, 2) is second
+    assert all(cached.bytes <= 50 * 4096 for cached in tables._caches)
+    large = scan_table("cross", 300, 300)  # larger than all that may be kept: kept alone
+    assert scan_table("cross", 300, 300) is large
     assert scan_table("raster", 1, 1) is not first
+    clear_tables()
+
+
+def test_the_operators_know_a_table_without_reading_it(monkeypatch):
+    clear_tables()
+    with_padding = scan_table("window2", 3, 3)
+    monkeypatch.setattr(operator_tables, "table_facts", None)  # what reads values
+    assert operator_tables.check_table(with_padding, 9) == (True, True, False)
+    assert operator_tables.check_table(scan_table("cross", 40, 30, middle_token=True), 1201) == (False, True, False)
+    with pytest.raises(TypeError):
+        operator_tables.check_table(with_padding.clone(), 9)
+
+
+def test_placing_tables():
+    before = scan_table("cross", 4, 4)
+    with placing_tables(lambda table, device: table.to("meta")):
+        assert scan_table("cross", 4, 4, "cuda:7").is_meta
+    assert torch.equal(scan_table("cross", 4, 4), before)
+    with pytest.raises((AssertionError, RuntimeError)):
+        scan_table("cross", 4, 4, "cuda:7")

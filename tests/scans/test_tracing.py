@@ -30,8 +30,7 @@ class Mixer(nn.Module):
 @pytest.fixture(autouse=True)
 def fresh():
     """Start from an empty cache and an empty compiler."""
-    for cached in tables._caches:
-        cached.cache_clear()
+    tables.clear_tables()
     torch._dynamo.reset()
 
 

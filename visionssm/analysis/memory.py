@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from visionssm.ops.selective_scan.operator import _why_no_triton
-from visionssm.ops.tables import TableFacts, remember_table
-from visionssm.scans import tables
+from ..ops import backend_unavailable
+from ..scans import placing_tables
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COPIES = 5  # weights, their gradients, AdamW's two moments, and the averaged weights: all float32
@@ -58,7 +57,7 @@ def training_memory(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
-    reason = _why_no_triton("cuda", torch.float32)
+    reason = backend_unavailable("triton", "cuda")
     if reason is not None and not os.environ.get("VISIONSSM_BACKEND"):
         raise ImportError(
             f"the memory of the Triton scan is counted, but {reason}; "
@@ -128,27 +127,16 @@ def _size(tensors) -> int:
 @contextmanager
 def _fake_gpu() -> Iterator[torch.device]:
     """A mode whose tensors say they are on a GPU and have no memory; scan tables among them."""
-    mode, place = FakeTensorMode(), tables._place
+    mode = FakeTensorMode()
 
-    def place_in_mode(table: Tensor, device: torch.device) -> Tensor:
+    def place(table: Tensor, device: torch.device) -> Tensor:
         if device.type != "cuda":
-            return place(table, device)
+            return table.to(device)
         with mode:
-            fake = torch.empty(table.shape, dtype=torch.int32, device=device)
-        remember_table(fake, int(table.max()) + 1, TableFacts(padded=bool(table.min() < 0)))
-        return fake
+            return torch.empty(table.shape, dtype=table.dtype, device=device)
 
-    _forget_tables()  # those of a real GPU, and in the end these
-    try:
-        with mode, mock.patch.object(tables, "_place", place_in_mode):
-            yield torch.device("cuda", 0)
-    finally:
-        _forget_tables()
-
-
-def _forget_tables() -> None:
-    for cached in tables._caches:
-        cached.cache_clear()
+    with placing_tables(place), mode:
+        yield torch.device("cuda", 0)
 
 
 @contextmanager

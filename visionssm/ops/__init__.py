@@ -1,8 +1,20 @@
 """The mathematics: functions on tensors, no modules."""
 
 from .causal_conv1d import causal_conv1d
-from .selective_scan import available_backends, selective_scan
+from .selective_scan import available_backends, backend_unavailable, selective_scan
+from .tables import TableFacts, remember_table, table_facts
 from .tree_scan import spanning_tree, tree_scan
 from .wavefront_scan import wavefront_scan
 
-__all__ = ["available_backends", "causal_conv1d", "selective_scan", "spanning_tree", "tree_scan", "wavefront_scan"]
+__all__ = [
+    "TableFacts",
+    "available_backends",
+    "backend_unavailable",
+    "causal_conv1d",
+    "remember_table",
+    "selective_scan",
+    "spanning_tree",
+    "table_facts",
+    "tree_scan",
+    "wavefront_scan",
+]

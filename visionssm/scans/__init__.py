@@ -2,16 +2,26 @@
 
 from . import orders  # noqa: F401  registers the orders
 from .registry import check_scan, list_scans, num_routes, register_scan
-from .tables import direction_codes, direction_table, insert_token, inverse_table, scan_table
+from .tables import (
+    clear_tables,
+    direction_codes,
+    direction_table,
+    insert_token,
+    inverse_table,
+    placing_tables,
+    scan_table,
+)
 
 __all__ = [
     "check_scan",
+    "clear_tables",
     "direction_codes",
     "direction_table",
     "insert_token",
     "inverse_table",
     "list_scans",
     "num_routes",
+    "placing_tables",
     "register_scan",
     "scan_table",
 ]

@@ -5,9 +5,10 @@ A mixer asks for its table in `forward`, with the height and width that it finds
 """
 
 import contextlib
-import functools
 import operator
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..ops import remember_table, table_facts
 from .registry import on_change, parse_scan
 
-# a table of 4 routes on a 200 x 334 map takes 1 MiB; a model of four stages needs four entries per image size
-_CACHE_SIZE = 128
-_caches: list[functools._lru_cache_wrapper] = []
+# a table of 4 routes on a 200 x 334 map takes 1 MiB, those of all four stages 1.4: enough for some 180 image sizes
+_CACHE_BYTES = 256 * 2**20
+_caches: list["_TableCache"] = []
 
 
 def scan_table(
@@ -33,7 +35,8 @@ def scan_table(
 ) -> Tensor:
     """Table of a scan order on a map: the token that each route reads at each step.
 
-    The same tensor object is returned for the same arguments while it stays among the last 128 used; never write to it.
+    The same tensor object is returned for the same arguments while it stays among the last used, of 256 MiB together;
+    never write to it. The operators know it without reading it on its device.
     A route that is shorter than the longest ends in entries of -1.
 
     Args:
@@ -150,6 +153,39 @@ def _leave_call(fn: Callable[..., Tensor], *args) -> Any:
     return tracer.create_proxy("call_function", fn, args, {})
 
 
+class _TableCache:
+    """Tables by the arguments they are built from; those unused longest go when all take more than so many bytes."""
+
+    def __init__(self, build: Callable[..., Tensor]) -> None:
+        self.build = build
+        self.tables: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.bytes = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, *key) -> Tensor:
+        with self.lock:
+            if key in self.tables:
+                self.tables.move_to_end(key)
+                return self.tables[key]
+        table = self.build(*key)
+        with self.lock:
+            if key not in self.tables:  # nor built by another thread meanwhile
+                self.tables[key] = table
+                self.bytes += _weight(table)
+                while self.bytes > _CACHE_BYTES and len(self.tables) > 1:
+                    self.bytes -= _weight(self.tables.popitem(last=False)[1])
+            return self.tables[key]
+
+    def clear(self) -> None:
+        with self.lock:
+            self.tables.clear()
+            self.bytes = 0
+
+
+def _weight(table: Tensor) -> int:
+    return max(table.nbytes, 4096)  # a small table is still an object and an allocation
+
+
 class _Holder:
     """Tables that compiled graphs read, each under an attribute of its own."""
 
@@ -159,8 +195,8 @@ _compiled = _Holder()
 
 def _cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cache a function that builds a table, and let torch.compile take its result as a given tensor of fixed size."""
-    cached = functools.lru_cache(_CACHE_SIZE)(build)
-    on_change(cached.cache_clear)
+    cached = _TableCache(build)
+    on_change(cached.clear)
     _caches.append(cached)
 
     @torch.compiler.assume_constant_result
@@ -188,8 +224,41 @@ def _plain_tensors() -> Iterator[None]:
         yield
 
 
+def clear_tables() -> None:
+    """Forget all tables that were built."""
+    for cached in _caches:
+        cached.clear()
+
+
+@contextlib.contextmanager
+def placing_tables(place: Callable[[Tensor, torch.device], Tensor]) -> Iterator[None]:
+    """Have tables put on their devices by a function of one's own for a time, with empty caches before and after.
+
+    Args:
+        place: From a table on the CPU (int32, contiguous) and a device, the tensor to be returned for it, of the same
+            shape and dtype: a fake one on a device that is not there, say.
+    """
+    global _place
+    before, _place = _place, place
+    clear_tables()
+    try:
+        yield
+    finally:
+        _place = before
+        clear_tables()
+
+
 def _place(table: Tensor, device: torch.device) -> Tensor:
-    return table.to(device=device, dtype=torch.int32).contiguous()
+    return table.to(device, non_blocking=True)
+
+
+def _placed(table: Tensor, device: torch.device, num_tokens: int | None = None) -> Tensor:
+    """A table made on the CPU, int32 on its device; with `num_tokens` an order, which the operators then know."""
+    table = table.to(torch.int32).contiguous()
+    placed = _place(table, device)
+    if num_tokens is not None:
+        remember_table(placed, num_tokens, table_facts(table, num_tokens))
+    return placed
 
 
 @_cached_constant
@@ -207,7 +276,7 @@ def _scan_table(name: str, height: int, width: int, device: torch.device, middle
         table = torch.cat([F.pad(table, (0, steps - table.shape[1]), value=-1) for table in parts])
         if middle_token:
             table = insert_token(table, height * width)
-        return _place(table, device)
+        return _placed(table, device, height * width + middle_token)
 
 
 @_cached_constant
@@ -228,13 +297,13 @@ def _inverse_table(name: str, height: int, width: int, device: torch.device, mid
             )
         inverse = torch.full((routes, num_tokens + 1), -1)
         inverse.scatter_(1, column, torch.arange(steps).expand(routes, -1))
-        return _place(inverse[:, :num_tokens], device)
+        return _placed(inverse[:, :num_tokens], device)
 
 
 @_cached_constant
 def _direction_table(name: str, height: int, width: int, device: torch.device) -> Tensor:
     with _plain_tensors():
-        return _place(direction_codes(_scan_table(name, height, width, None, False), width), device)
+        return _placed(direction_codes(_scan_table(name, height, width, None, False), width), device)
 
 
 def _check_table(table: Tensor, routes: int, name: str, height: int, width: int) -> None:

@@ -1,6 +1,7 @@
-"""The selective scan: one public function, three implementations of one meaning."""
+"""The selective scan: one public function, several implementations of one meaning."""
 
 from . import flops as _flops  # noqa: F401  registers the formulas
-from .operator import available_backends, selective_scan
+from .backends import available_backends, backend_unavailable
+from .operator import selective_scan
 
-__all__ = ["available_backends", "selective_scan"]
+__all__ = ["available_backends", "backend_unavailable", "selective_scan"]

@@ -25,12 +25,20 @@ class Scan(NamedTuple):
     D: Tensor | None  # (1 or K, d)
     delta_bias: Tensor | None  # (1 or K, d)
     dt_weight: Tensor | None  # (1 or K, d, R)
+    initial_state: Tensor | None  # (b, K, d, N), compute_dtype
     order: Tensor | None  # (K, T), -1 for a zero token
     num_tokens: int  # L
     u_by_step: bool
     by_step: bool  # delta, B and C are stored by step
     out: str  # "sum", "route" or "step"
     out_dtype: torch.dtype
+    softplus: bool  # of the step size; without it the raw step size is taken as it is
+    last_state: bool  # also return the state after the last step, (b, K, d, N)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors that have gradients: all before `order`."""
+        return self[: self._fields.index("order")]
 
     @property
     def batch(self) -> int:
@@ -59,6 +67,11 @@ class Scan(NamedTuple):
         return torch.float64 if self.u.dtype == torch.float64 else torch.float32
 
     @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of an initial or last state."""
+        return self.batch, self.routes, self.channels, self.states
+
+    @property
     def out_shape(self) -> tuple[int, ...]:
         if self.out == "sum":
             return self.batch, self.num_tokens, self.channels
@@ -75,6 +88,7 @@ class Scan(NamedTuple):
             (self.D, 0),
             (self.delta_bias, 0),
             (self.dt_weight, 0),
+            (self.initial_state, 1),
         ]
         return [(t, i) for t, i in pairs if t is not None]
 
@@ -138,12 +152,15 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
         D,
         delta_bias,
         dt_weight,
+        None,
         order,
         num_tokens,
         u_index == "step",
         index == "step",
         out,
         u.dtype if out_dtype is None else out_dtype,
+        softplus=True,
+        last_state=False,
     )
     k, t = scan.routes, scan.steps
     rank = d if dt_weight is None else dt_weight.shape[2]

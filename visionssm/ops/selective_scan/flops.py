@@ -3,7 +3,8 @@
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import operator  # noqa: F401  defines the operators that get a formula
+from . import registration  # noqa: F401  defines the operators that get a formula
+from .contract import Scan
 
 
 def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> int:
@@ -11,25 +12,23 @@ def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> 
     return 2 * (9 * b * T * k * d * N + b * T * k * d * (1 + R))
 
 
-def _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens) -> int:
-    b, (d, n) = u[0], A[1:]
-    if order is not None:
-        k, t = order
+def _count(*shapes) -> int:
+    """FLOPs of a scan whose tensors have these shapes; `num_tokens` is a number."""
+    scan = Scan(*shapes[: len(Scan._fields)])
+    b, (d, n) = scan.u[0], scan.A[1:]
+    if scan.order is not None:
+        k, t = scan.order
     else:
-        t = num_tokens
-        k = max(u[2], delta[2], A[0], B[2], *(x[i] for x, i in ((C, 2), (D, 0), (delta_bias, 0), (dt_weight, 0)) if x))
-    return selective_scan_flops(b, t, k, d, n, dt_weight[2] if dt_weight is not None else 0)
+        t, axes = scan.num_tokens, dict(u=2, delta=2, B=2, C=2, A=0, D=0, delta_bias=0, dt_weight=0, initial_state=1)
+        k = max(getattr(scan, name)[axis] for name, axis in axes.items() if getattr(scan, name) is not None)
+    return selective_scan_flops(b, t, k, d, n, 0 if scan.dt_weight is None else scan.dt_weight[2])
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan)
-def _forward_flops(
-    u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None, **kwargs
-) -> int:
-    return _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens)
+def _forward_flops(*args, out_shape=None, **kwargs) -> int:
+    return _count(*args)
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan_backward)
-def _backward_flops(
-    grad, states, u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, *args, out_shape=None, **kwargs
-) -> int:
-    return 2 * _count(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens)
+def _backward_flops(grad, grad_last, states, *args, out_shape=None, **kwargs) -> int:
+    return 2 * _count(*args)

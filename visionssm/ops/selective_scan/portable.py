@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tables import check_table
+from .backend import Backend
 from .contract import Scan
 
 _LANES = 16384  # elements that a sequential step should work on
@@ -59,11 +60,11 @@ class _Segment(NamedTuple):
         return self.start + self.groups * self.length
 
 
-def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The output, (`scan.out_shape`), and if `save` the states at the segments' starts for `backward`."""
+def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `Backend` says; what is saved are the states at the segments' starts."""
     b, K, n, d = scan.batch, scan.routes, scan.states, scan.channels
     A = scan.A.transpose(1, 2).contiguous()
-    state = A.new_zeros(b, K, n, d)
+    state = A.new_zeros(b, K, n, d) if scan.initial_state is None else scan.initial_state.transpose(2, 3).contiguous()
     y_length = scan.steps if scan.out == "step" else scan.num_tokens
     y_all = A.new_zeros(b, y_length, 1 if scan.out == "sum" else K, d)
     saved = []
@@ -80,7 +81,8 @@ def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None]:
             y.mul_(segment.valid)
         _put(y_all, y, segment, scan.out == "step")
     y_all = y_all.to(scan.out_dtype)
-    return y_all.squeeze(2) if scan.out == "sum" else y_all, torch.stack(saved) if save else None
+    last = state.transpose(2, 3).contiguous() if scan.last_state else None
+    return y_all.squeeze(2) if scan.out == "sum" else y_all, last, torch.stack(saved) if save else None
 
 
 def states_shape(scan: Scan) -> tuple[int, ...]:
@@ -89,8 +91,8 @@ def states_shape(scan: Scan) -> tuple[int, ...]:
     return count, scan.batch, scan.routes, scan.states, scan.channels
 
 
-def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, delta_bias and dt_weight, each in its canonical shape; None where absent."""
+def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
+    """As `Backend` says."""
     b, K, n, d = scan.batch, scan.routes, scan.states, scan.channels
     dtype = scan.compute_dtype
     A = scan.A.transpose(1, 2).contiguous()
@@ -100,8 +102,9 @@ def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, .
         None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device)
         for x in (scan.u, scan.delta, scan.B, scan.C, scan.dt_weight)
     )
-    dA, later = A.new_zeros(K, n, d), A.new_zeros(b, K, n, d)  # later: decay times gradient of the step after
-    dD, dbias = A.new_zeros(K, d), A.new_zeros(K, d)
+    dA, dD, dbias = A.new_zeros(K, n, d), A.new_zeros(K, d), A.new_zeros(K, d)
+    # decay times gradient of the step after
+    later = A.new_zeros(b, K, n, d) if grad_last is None else grad_last.transpose(2, 3).contiguous()
 
     for segment, entry in zip(reversed(list(_segments(scan))), reversed(states.unbind()), strict=True):
         u, delta, B, C, slope = _read(scan, segment, A, slope=True)
@@ -126,7 +129,9 @@ def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, .
         decay[0, 1:].mul_(h[-1, :-1])
         decay.mul_(g)
         g_input = _sum_states(g, B, "g_input")
-        dz = _sum_states(decay, A, "dz").addcmul_(u, g_input).mul_(slope)
+        dz = _sum_states(decay, A, "dz").addcmul_(u, g_input)
+        if slope is not None:
+            dz.mul_(slope)
         dA += decay.mul_(delta.unsqueeze(-2)).sum((0, 1, 2))
         dbias += dz.sum((0, 1, 2))
         _step_size_backward(dz, ddelta, dweight, scan, segment)
@@ -137,8 +142,9 @@ def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, .
             dD += torch.mul(dy, u, out=dz).sum((0, 1, 2))
         _put(du, g_input, segment, scan.u_by_step)
 
-    dA = dA.transpose(1, 2)
-    grads = zip((du, ddelta, dA, dB, dC, dD, dbias, dweight), scan[:8], strict=True)
+    grads = zip(
+        (du, ddelta, dA.transpose(1, 2), dB, dC, dD, dbias, dweight, later.transpose(2, 3)), scan.tensors, strict=True
+    )
     return tuple(None if x is None else _share(g, x) for g, x in grads)
 
 
@@ -202,12 +208,12 @@ def _take(x: Tensor, segment: _Segment, by_step: bool, routes: int, like: Tensor
 
 
 def _read(scan: Scan, segment: _Segment, like: Tensor, slope: bool = False) -> tuple[Any, ...]:
-    """u, delta after the softplus, B, C as scanned, and if asked for the softplus' derivative."""
+    """u, step size, B, C as scanned, and if asked for the derivative of the softplus, if there is one."""
     K = scan.routes
     u = _take(scan.u, segment, scan.u_by_step, K, like, "u")
     z = _step_size(scan, segment, like)
-    derivative = torch.sigmoid(z, out=_scratch.get("slope", z.shape, z)) if slope else None
-    delta = _softplus_(z).expand_as(u)
+    derivative = torch.sigmoid(z, out=_scratch.get("slope", z.shape, z)) if slope and scan.softplus else None
+    delta = (_softplus_(z) if scan.softplus else z).expand_as(u)
     B, C = (
         None if x is None else _take(x, segment, scan.by_step, K, like, name)
         for x, name in ((scan.B, "B"), (scan.C, "C"))
@@ -369,3 +375,6 @@ def _softplus_(z: Tensor) -> Tensor:
     torch.add(e, 1, out=w)
     e.sub_(torch.sub(w, 1, out=lost)).div_(w)  # what the sum lost, to first order
     return torch.maximum(w.log_().add_(e), z, out=z)
+
+
+BACKEND = Backend("portable", None, lambda device, dtype: None, forward, backward, states_shape)

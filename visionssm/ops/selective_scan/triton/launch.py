@@ -15,8 +15,8 @@ from .split import join_segments_kernel
 from .tables import TableUse, Visits, table_use, table_visits
 
 
-def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The output, (`scan.out_shape`), and if `save` the states before every chunk of steps for `backward`."""
+def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """As `Backend` says; what is saved are the states before every chunk of steps."""
     with torch.cuda.device_of(scan.u):
         return _forward(scan, save)
 
@@ -27,13 +27,13 @@ def states_shape(scan: Scan) -> tuple[int, ...]:
     return scan.batch, scan.routes, chunks, scan.channels, scan.states
 
 
-def backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
-    """Gradients of u, delta, A, B, C, D, delta_bias and dt_weight, each in its canonical shape; None where absent."""
+def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
+    """As `Backend` says."""
     with torch.cuda.device_of(scan.u):
-        return _backward(grad, states, scan)
+        return _backward(grad, grad_last, states, scan)
 
 
-def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
+def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     b, K, L, T, d = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels
     use = None if scan.order is None else table_use(scan.order, L)
     u = _dense(scan.u)
@@ -88,10 +88,10 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None]:
         out = _merge(y, scan.out_dtype, u if late_skip else None, scan.D if late_skip else None).squeeze(2)
     else:
         out = y.squeeze(2) if scan.out == "sum" else y
-    return out, states
+    return out, None, states
 
 
-def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
+def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
     b, K, L, T, d, n = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels, scan.states
     use = None if scan.order is None else table_use(scan.order, L)
     full, repeats = use is None or use.full, use is not None and use.repeats
@@ -190,6 +190,7 @@ def _backward(grad: Tensor, states: Tensor, scan: Scan) -> tuple[Tensor | None, 
         _sum_images(dD, scan.D),
         _sum_images(dbias, scan.delta_bias),
         dweight,
+        None,
     )
 
 

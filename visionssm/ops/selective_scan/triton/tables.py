@@ -9,15 +9,6 @@ from torch import Tensor
 from ...tables import check_table
 
 
-class TableUse(NamedTuple):
-    """How the routes of a table visit the tokens."""
-
-    entries: Tensor  # (K, T), int32, contiguous
-    padded: bool  # has entries of -1
-    full: bool  # every route visits every token
-    repeats: bool  # some route visits a token twice
-
-
 class Visits(NamedTuple):
     """The rows of a by-step result (T, K) that visit each bin: index[start[bin]:start[bin + 1]], ascending."""
 
@@ -25,11 +16,20 @@ class Visits(NamedTuple):
     index: Tensor  # int32, t * K + k
 
 
+class TableUse(NamedTuple):
+    """A table as the kernels read it, and how its routes visit the tokens."""
+
+    entries: Tensor  # (K, T), int32, contiguous
+    padded: bool  # as in `TableFacts`
+    full: bool
+    repeats: bool
+
+
 _uses: dict[int, tuple[weakref.ref, int, int, TableUse, dict[bool, Visits]]] = {}
 
 
 def table_use(order: Tensor, num_tokens: int) -> TableUse:
-    """Facts about `order`, remembered for as long as the tensor lives unchanged; reads the values the first time.
+    """Facts about `order`, remembered for as long as the tensor lives unchanged; reads the values unless remembered.
 
     Raises:
         ValueError: an entry is out of range.
@@ -50,12 +50,7 @@ def _look_up(order: Tensor, num_tokens: int) -> tuple[TableUse, dict[bool, Visit
     found = _uses.get(id(order))
     if found is not None and found[0]() is order and found[1:3] == (version, num_tokens):
         return found[3:]
-    padded = check_table(order, num_tokens).padded
-    routes = order.shape[0]
-    bins = order.long() + 1 + torch.arange(routes, device=order.device)[:, None] * (num_tokens + 1)
-    count = torch.bincount(bins.flatten(), minlength=routes * (num_tokens + 1)).view(routes, -1)[:, 1:]
-    low, high = (int(v) for v in torch.aminmax(count))
-    use = TableUse(order.to(torch.int32).contiguous(), padded, low > 0, high > 1)
+    use = TableUse(order.to(torch.int32).contiguous(), *check_table(order, num_tokens))
     known: dict[bool, Visits] = {}
     key = id(order)
     _uses[key] = (weakref.ref(order, lambda _, uses=_uses: uses.pop(key, None)), version, num_tokens, use, known)
@@ -66,7 +61,7 @@ def _visits(entries: Tensor, num_tokens: int, merged: bool) -> Visits:
     routes = entries.shape[0]
     tokens = entries.T.long()  # (T, K): its flat index is the row of a by-step result
     bins = tokens if merged else tokens * routes + torch.arange(routes, device=entries.device)
-    bins = torch.where(tokens < 0, -1, bins).flatten()
-    index = torch.argsort(bins, stable=True).to(torch.int32)
-    count = torch.bincount(bins + 1, minlength=num_tokens * (1 if merged else routes) + 1)
-    return Visits(count.cumsum(0).to(torch.int32), index)
+    sorted_bins, index = torch.where(tokens < 0, -1, bins).flatten().sort(stable=True)
+    # searched, not counted: a count would wait for the device
+    edges = torch.arange(num_tokens * (1 if merged else routes) + 1, device=entries.device)
+    return Visits(torch.searchsorted(sorted_bins, edges, out_int32=True), index.to(torch.int32))
