@@ -17,6 +17,7 @@ from test_training import StopAfter
 from visionssm.engine.commands import train as train_module
 from visionssm.engine.commands import validate
 from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.commands.options import TrainOptions
 from visionssm.engine.data import datasets as datasets_module
 from visionssm.engine.data import loaders
 from visionssm.engine.data.processes import World
@@ -81,9 +82,10 @@ def test_processes_of_a_stream_leave_signals_to_the_training(shards, training):
     argv = ["--dataset", "wds/shapes", "--data-dir", str(shards), "--batch-size", "4", "--workers", "1"]
     args, config, device = parse_args(argv), {"input_size": (3, 32, 32)}, torch.device("cpu")
     config |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": None}
-    data = loaders.open_split(args, "train" if training else "validation", training=training)
+    options = TrainOptions.of(args)
+    data = train_module.open_split(options.data, training=training)
     if training:
-        stream = loaders.create_train_loader(data, args, config, 3, device, World()).batches.loader
+        stream = train_module.create_loader(data, options, config, 3, device, World()).batches.loader
     else:
         stream = loaders.create_eval_loader(data, config, batch_size=4, workers=1, device=device).loader
     batches = iter(getattr(stream, "loader", stream))
@@ -100,9 +102,9 @@ def test_dead_process_of_a_stream(shards):
     argv = ["--dataset", "wds/shapes", "--data-dir", str(shards), "--batch-size", "1", "--workers", "1"]
     args, config, device = parse_args(argv), {"input_size": (3, 32, 32)}, torch.device("cpu")
     config |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": None}
-    loader = loaders.create_train_loader(
-        loaders.open_split(args, "train", training=True), args, config, 3, device, World()
-    )
+    options = TrainOptions.of(args)
+    data = train_module.open_split(options.data, training=True)
+    loader = train_module.create_loader(data, options, config, 3, device, World())
     batches = loader.epoch(0)
     next(batches)
     (worker,) = active_children()

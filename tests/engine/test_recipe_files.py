@@ -15,7 +15,7 @@ from tests.families import FAMILIES, PICO, at_size, published, small_of
 from visionssm.digits.images import write_classification
 from visionssm.engine.commands import train as train_command
 from visionssm.engine.commands.arguments import parse_args
-from visionssm.engine.training.building import learning_rate
+from visionssm.engine.commands.options import TrainOptions
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
 FILES = sorted(ROOT.rglob("*.yaml"))
@@ -68,7 +68,7 @@ def test_every_published_variant_has_a_recipe(family):
 )
 def test_learning_rate_and_length_are_the_papers(file, processes, rate, epochs):
     args = parse_args(["-c", str(ROOT / f"{file}.yaml")])
-    found, sentence = learning_rate(args, processes)
+    found, sentence = train_command.learning_rate(TrainOptions.of(args), processes)
     assert found == pytest.approx(rate)
     assert f"{rate:.3e}" in sentence
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=found)

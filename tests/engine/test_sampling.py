@@ -7,7 +7,6 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from visionssm.engine.commands.arguments import parse_args
 from visionssm.engine.data.loaders import create_eval_loader, create_train_loader
 from visionssm.engine.data.processes import World
 from visionssm.engine.data.randomness import derive_seed
@@ -77,13 +76,14 @@ def test_seeds_depend_on_every_part_and_their_order():
 
 def test_batches_come_from_timms_prefetcher():
     """Which copies to a GPU on a stream of its own while the batch before is worked on."""
-    args = parse_args(["--batch-size", "2", "--workers", "0", "--no-aug", "--dataset", "", "--in-chans", "1"])
     images = [(Image.new("L", (8, 8), 51 * value), value) for value in range(4)]
     config = {"input_size": (1, 8, 8), "mean": (0.2,), "std": (0.5,), "interpolation": "bilinear"}
     config |= {"crop_pct": 1.0, "crop_mode": "center"}
     device = torch.device("cpu")
-    train = create_train_loader(images, args, config, 4, device, World())
-    evaluation = create_eval_loader(images, config, batch_size=2, workers=0, device=device)
+    sizes = dict(batch_size=2, workers=0)
+    augmentation = dict(no_aug=True, interpolation="bilinear")
+    train = create_train_loader(images, config, device, World(), seed=0, augmentation=augmentation, **sizes)
+    evaluation = create_eval_loader(images, config, device=device, **sizes)
     assert isinstance(train.batches, PrefetchLoader) and isinstance(evaluation, PrefetchLoader)
     for batches in (train.epoch(0), evaluation):
         for pixels, labels in batches:

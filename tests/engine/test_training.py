@@ -4,6 +4,7 @@ import csv
 import signal
 import sys
 import tarfile
+from dataclasses import fields
 from fnmatch import fnmatch
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 import yaml
 from conftest import assert_same_weights, load
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from visionssm.engine.commands import train as train_module
 from visionssm.engine.commands.arguments import parse_args
+from visionssm.engine.commands.options import OptimOptions, TrainOptions, cut
 from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.training.stopping import StopRequest
 
@@ -215,11 +218,9 @@ def test_mixed_precision(run, dtype):
 
 
 def test_layer_decay_groups():
-    from visionssm.engine.training.building import create_optimizer, create_training_model
-
-    args = parse_args(["--model", "test_vmamba", "--opt", "adamw", "--layer-decay", "0.5", "--weight-decay", "0.1"])
-    model = create_training_model(args, 3)
-    optimizer = create_optimizer(args, model, 1e-3)
+    args = parse_args(["--opt", "adamw", "--layer-decay", "0.5", "--weight-decay", "0.1"])
+    model = timm.create_model("test_vmamba", num_classes=3)
+    optimizer = train_module.create_optimizer(model, cut(OptimOptions, args), 1e-3)
     names = {id(p): name for name, p in model.named_parameters()}
     scales = {}
     for group in optimizer.param_groups:
@@ -295,13 +296,21 @@ def test_wandb_is_told_what_the_summary_holds(run, monkeypatch):
 
     from visionssm.engine.reports import progress as reporting
 
-    logged = []
-    stand_in = SimpleNamespace(
-        init=lambda **k: SimpleNamespace(log=lambda values, step: logged.append((step, values))), __spec__=None
-    )
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    logged, begun = [], []
+
+    def init(**options):
+        begun.append(options)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=None))
     monkeypatch.setattr(reporting, "require_package", lambda name, flag: None)
-    assert run(log_wandb=True) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(7))  # inside the second epoch
+        assert run(log_wandb=True) == 128 + signal.SIGTERM
+    assert run(log_wandb=True, resume="auto") == 0
+    assert run("other", log_wandb=True, resume=run.folder / "run" / "checkpoint-0.pth.tar", epochs=1) == 0
+    first, requeued, other = (options["id"] for options in begun)
+    assert first == requeued != other and all(options["resume"] == "allow" for options in begun)
     rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
     assert [step for step, _ in logged] == [0, 1]
     assert [values["train_loss"] for _, values in logged] == [float(row["train_loss"]) for row in rows]
@@ -333,3 +342,28 @@ def test_mean_and_deviation_follow_the_channels(run, options):
 def test_channels_that_contradict_each_other(run, capsys, options, found):
     assert run(**options) == 2
     assert found in capsys.readouterr().err
+
+
+def test_every_argument_belongs_to_a_group():
+    groups = [{field.name for field in fields(group.type)} for group in fields(TrainOptions)]
+    assert set().union(*groups) == set(vars(parse_args([]))) - {"config"}
+
+
+def test_loss_is_read_from_the_device_for_log_lines_only(run, monkeypatch):
+    """Each reading waits for the device."""
+    original, losses, read = train_module.Trainer._backward, [], []
+
+    def remembered(self, *args):
+        losses.append(original(self, *args))
+        return losses[-1]
+
+    class Readings(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.item, torch.Tensor.__float__):
+                read.extend(True for loss in losses if loss is args[0])
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(train_module.Trainer, "_backward", remembered)
+    with Readings():
+        assert run(epochs=1, grad_accum_steps=2, log_interval=4) == 0
+    assert (len(losses), len(read)) == (6, 2)

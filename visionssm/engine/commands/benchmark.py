@@ -6,22 +6,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import list_models
 from timm.utils import ParseKwargs
 
 from ...analysis.flops import count
-from ...errors import UserError, nearest
-from ...files import write_text
+from ...errors import UserError
 from ..data.processes import resolve_device
-from ..inference.models import create_model
+from ..inference.models import autocast, create_model, expand_names
 from ..reports.plots import draw_lines
-from ..reports.rows import render
+from ..reports.rows import write_rows
 from .help import HelpFormatter
 
 
@@ -59,21 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def expand_names(patterns: Sequence[str]) -> list[str]:
-    """Return the models that names and patterns mean.
-
-    Raises:
-        UserError: A pattern matches nothing.
-    """
-    names: list[str] = []
-    for pattern in patterns:
-        found = list_models(pattern) if any(c in pattern for c in "*?[") else [pattern]
-        if not found:
-            raise UserError(f"no model matches {pattern!r}" + nearest(pattern.strip("*"), list_models()))
-        names += [name for name in found if name not in names]
-    return names
-
-
 def measure(step: Callable[[], None], device: torch.device, warm: int, repeats: int) -> tuple[float, float | None]:
     """Time a step.
 
@@ -96,14 +76,14 @@ def measure(step: Callable[[], None], device: torch.device, warm: int, repeats: 
     return statistics.median(seconds), torch.cuda.max_memory_allocated(device) if on_gpu else None
 
 
-def make_step(model: torch.nn.Module, images: torch.Tensor, mode: str, autocast: Callable) -> Callable[[], None]:
+def make_step(model: torch.nn.Module, images: torch.Tensor, mode: str, precision: Callable) -> Callable[[], None]:
     """Return a function that runs one inference or one training step (cross-entropy, SGD without momentum)."""
     if mode == "inference":
         model.eval()
 
         @torch.inference_mode()
         def infer() -> None:
-            with autocast():
+            with precision():
                 model(images)
 
         return infer
@@ -112,7 +92,7 @@ def make_step(model: torch.nn.Module, images: torch.Tensor, mode: str, autocast:
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def train() -> None:
-        with autocast():
+        with precision():
             loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
         loss.backward()
         optimizer.step()
@@ -150,8 +130,7 @@ def benchmark(
         message = " ".join(str(error).split())
         raise UserError(f"{name} does not run at {size} pixels: {message}") from error
     dtype = getattr(torch, args.precision, torch.float32)
-    lower = torch.bfloat16 if args.precision == "amp_bfloat16" else torch.float16
-    autocast = partial(torch.autocast, device.type, dtype=lower) if "amp" in args.precision else nullcontext
+    lower = {"amp": "float16", "amp_bfloat16": "bfloat16"}.get(args.precision)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)
@@ -161,7 +140,7 @@ def benchmark(
         runnable = (
             torch.compile(model, backend=args.torchcompile, mode=args.torchcompile_mode) if args.torchcompile else model
         )
-        step = make_step(runnable, images, mode, autocast)
+        step = make_step(runnable, images, mode, autocast(device, lower))
         seconds, memory = measure(step, device, args.num_warm_iter, args.num_bench_iter)
         result = {
             "images_per_second": round(batch / seconds, 2),
@@ -201,8 +180,7 @@ def main(argv: list[str] | None = None) -> int:
                 flush=True,
             )
             if args.results_file:
-                as_json = (args.results_format or Path(args.results_file).suffix.lstrip(".")) == "json"
-                write_text(args.results_file, render(rows, "json" if as_json else "csv"))
+                write_rows(args.results_file, rows, args.results_format)
         if args.plot:
             plot(rows, args, device)
     except UserError as error:

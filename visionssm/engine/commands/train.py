@@ -8,25 +8,27 @@ from pathlib import Path
 
 import torch
 from timm.layers import set_fast_norm
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.optim import optimizer_kwargs
+from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
 
 from ...errors import UserError
 from ..data import processes
-from ..data.datasets import check_same_classes, class_names
-from ..data.loaders import create_eval_loader, create_train_loader, open_split
+from ..data.datasets import check_same_classes, class_names, image_mode, open_dataset
+from ..data.loaders import TrainLoader, create_eval_loader, create_mixup, create_train_loader, data_config
 from ..data.randomness import seed_everything
 from ..data.workers import loader_processes_ended
 from ..inference.models import import_modules
-from ..reports.progress import log_file, setup_logging
+from ..reports.progress import Trackers, log_file, setup_logging
 from ..training import building
-from ..training.checkpoints import find_newest, load_weights, read_checkpoint, restore_task
+from ..training.checkpoints import AtomicSaver, find_newest, load_weights, read_checkpoint, restore_task
 from ..training.run_folder import RunFolder
 from ..training.stopping import Interrupted, StopRequest
-from ..training.tasks import create_task
+from ..training.tasks import Distillation, create_task
 from ..training.trainer import Trainer
 from ..training.updater import Updater
 from .arguments import parse_args
+from .options import DataOptions, DistillationOptions, OptimOptions, RunOptions, TrainOptions, cut
 
 _logger = logging.getLogger(__name__)
 
@@ -68,116 +70,283 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
 
 
 def build_trainer(args: argparse.Namespace, device: torch.device, world: processes.World) -> Trainer:
-    """Check everything that can be checked before the first step, and build the trainer."""
+    """Check everything that can be checked before the first step, and build the trainer.
+
+    Args:
+        args: Parsed arguments. What they leave open is filled in, since they are stored with the run.
+        device: Device of this process.
+        world: Processes of the run.
+    """
     import_modules(args.device_modules)
-    folder = RunFolder(args)
-    train_data = open_split(args, args.train_split, training=True)
-    eval_data = open_split(args, args.val_split, training=False)
+    run = cut(RunOptions, args)
+    folder = RunFolder(run.output, run.experiment, resume=run.resume, overwrite=run.overwrite, options=vars(args))
+    data = cut(DataOptions, args)
+    train_data, eval_data = (open_split(data, training=training) for training in (True, False))
     check_same_classes(train_data, eval_data)
     names = class_names(train_data)
     args.num_classes = count_classes(args.num_classes, names)
+    options = TrainOptions.of(args)
+    data, optim = options.data, options.optim
 
-    set_fast_norm(args.fast_norm)
-    seed_everything(args.seed, "weights")
-    model = building.create_training_model(args, args.num_classes)
-    if args.initial_checkpoint:
-        load_weights(model, args.initial_checkpoint)
-    config = building.data_config(args, model)
-    if args.sync_bn and world.size > 1:
+    model = create_model(options, args.num_classes)
+    config = data_config(vars(options.images), model.pretrained_cfg, options.model.arguments()["in_chans"])
+    if options.model.sync_bn and world.size > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device, memory_format=torch.channels_last if args.channels_last else torch.preserve_format)
+    model.to(device, memory_format=torch.channels_last if options.model.channels_last else torch.preserve_format)
     _logger.info(
         "%s: %.2f M parameters on %s, %d process(es), input %s",
-        args.model,
+        options.model.model,
         sum(p.numel() for p in model.parameters()) / 1e6,
         device,
         world.size,
         " x ".join(map(str, config["input_size"])),
     )
 
-    train_loader = create_train_loader(train_data, args, config, args.num_classes, device, world)
+    train_loader = create_loader(train_data, options, config, args.num_classes, device, world)
     eval_loader = create_eval_loader(
         eval_data,
         config,
-        batch_size=args.validation_batch_size or args.batch_size,
-        workers=args.workers,
+        batch_size=data.validation_batch_size or data.batch_size,
+        workers=data.workers,
         device=device,
         world=world,
-        pin_memory=args.pin_mem,
-        bad_images=args.bad_images,
+        pin_memory=data.pin_mem,
+        bad_images=data.bad_images,
     )
-    task = create_task(args, model, building.loss_options(args, train_loader.mixup), device)
-    rate, sentence = building.learning_rate(args, world.size)
+    loss = building.loss_arguments(
+        smoothing=optim.smoothing,
+        soft_targets=train_loader.mixup is not None,
+        bce_loss=optim.bce_loss,
+        bce_sum=optim.bce_sum,
+        bce_target_thresh=optim.bce_target_thresh,
+    )
+    task = create_task(model, loss, device, distillation(options.distillation))
+    rate, sentence = learning_rate(options, world.size)
     _logger.info(sentence)
-    optimizer = building.create_optimizer(args, task.get_trainable_module(), rate)
-    updater = Updater(task, optimizer, args, device)
-    if args.model_ema:
+    optimizer = create_optimizer(task.get_trainable_module(), optim, rate)
+    precision = options.device.lower_precision
+    updater = Updater(
+        task,
+        optimizer,
+        device,
+        clip=optim.clip_grad,
+        clip_mode=optim.clip_mode,
+        scale_loss=precision == "float16",
+    )
+    if optim.model_ema:
         task.setup_ema(
-            decay=args.model_ema_decay,
-            use_warmup=args.model_ema_warmup,
-            device=torch.device("cpu") if args.model_ema_force_cpu else None,
+            decay=optim.model_ema_decay,
+            use_warmup=optim.model_ema_warmup,
+            device=torch.device("cpu") if optim.model_ema_force_cpu else None,
         )
-
-    updates_per_epoch = -(-len(train_loader) // args.grad_accum_steps)
-    try:
-        scheduler, epochs = create_scheduler_v2(
-            optimizer, **scheduler_kwargs(args), updates_per_epoch=updates_per_epoch
-        )
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"learning rate schedule {args.sched!r}: {error}") from error
+    updates_per_epoch = -(-len(train_loader) // optim.grad_accum_steps)
+    scheduler, epochs = building.create_scheduler(optimizer, scheduler_kwargs(options.schedule), updates_per_epoch)
 
     # After the scheduler, which sets initial learning rates, so that the checkpoint's rates stand.
-    checkpoint, path = read_resumed(args, folder)
-    if checkpoint is not None:
-        fresh = args.no_resume_opt
-        restore_task(task, checkpoint, path, args.model, None if fresh else optimizer, updater)
-    if args.torchcompile:
-        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
-        task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    checkpoint, path = read_resumed(run.resume, folder)
+    if checkpoint is not None and path is not None:
+        fresh = run.no_resume_opt
+        restore_task(task, checkpoint, path, options.model.model, None if fresh else optimizer, updater)
+    if options.model.torchcompile:
+        compilation = {"backend": options.model.torchcompile, "mode": options.model.torchcompile_mode}
+        task.compile(**compilation)
+        task.compile_ema(**compilation)
     if world.size > 1:
         task.prepare_distributed(
-            device_ids=[world.local_rank] if device.type == "cuda" else None, broadcast_buffers=not args.no_ddp_bb
+            device_ids=[world.local_rank] if device.type == "cuda" else None,
+            broadcast_buffers=not options.device.no_ddp_bb,
         )
 
+    saver = None
+    if world.primary:
+        saver = AtomicSaver(
+            model=task.get_trainable_module(),
+            task=task,
+            optimizer=optimizer,
+            args=args,
+            amp_scaler=updater,
+            checkpoint_dir=str(folder.path),
+            recovery_dir=str(folder.path),
+            decreasing=run.eval_metric == "loss",
+            max_history=run.checkpoint_hist,
+        )
+    stored = task.run_state if path is not None and folder.holds(path) else None
     trainer = Trainer(
-        args,
+        name=options.model.model,
         task=task,
         optimizer=optimizer,
         updater=updater,
         scheduler=scheduler,
+        sched_on_updates=options.schedule.sched_on_updates,
         epochs=epochs,
         train_loader=train_loader,
         eval_loader=eval_loader,
         folder=folder,
+        saver=saver,
+        trackers=Trackers(
+            folder.path,
+            tensorboard=run.log_tensorboard and world.primary,
+            wandb=run.log_wandb and world.primary,
+            project=run.wandb_project,
+            wandb_id=(stored or {}).get("wandb"),
+            config=vars(args),
+        ),
         device=device,
         world=world,
         facts={
             "classes": names,
             "data_config": {name: listed(value) for name, value in config.items()},
-            "batch_size": args.batch_size,
+            "batch_size": data.batch_size,
             "processes": world.size,
-            "grad_accum_steps": args.grad_accum_steps,
-            "seed": args.seed,
-            "aug_repeats": args.aug_repeats,
+            "grad_accum_steps": optim.grad_accum_steps,
+            "seed": run.seed,
+            "aug_repeats": options.augmentation.aug_repeats,
             "train_images": None if isinstance(train_data, IterableDataset) else len(train_data),
         },
+        seed=run.seed,
+        lower_precision=precision,
+        channels_last=options.model.channels_last,
+        grad_accum_steps=optim.grad_accum_steps,
+        max_nonfinite=run.max_nonfinite,
+        eval_metric=run.eval_metric,
+        evaluate_average=not optim.model_ema_force_cpu,
+        dist_bn=run.dist_bn,
+        log_interval=run.log_interval,
+        val_interval=run.val_interval,
+        recovery_interval=run.recovery_interval,
     )
-    if checkpoint is not None and not args.no_resume_opt:
+    if checkpoint is not None and path is not None and not run.no_resume_opt:
         trainer.resume(checkpoint, path)
     else:
         trainer.start_at(0)
-    if args.start_epoch is not None:
-        trainer.start_at(args.start_epoch)
+    if run.start_epoch is not None:
+        trainer.start_at(run.start_epoch)
     _logger.info(
         "%d epochs of %d steps, %d updates each; %s",
         epochs,
         len(train_loader),
         updates_per_epoch,
-        f"continuing {path} at epoch {trainer.epoch + 1}, step {trainer.step}"
+        f"continuing {path} at epoch {trainer.position.epoch + 1}, step {trainer.position.step}"
         if trainer.resumed
         else "from the beginning",
     )
     return trainer
+
+
+def open_split(data: DataOptions, training: bool) -> torch.utils.data.Dataset:
+    """Open the training or the validation split."""
+    return open_dataset(
+        data.dataset,
+        data.data_dir,
+        data.train_split if training else data.val_split,
+        class_map=data.class_map,
+        is_training=training,
+        download=data.dataset_download,
+        batch_size=data.batch_size,
+        num_samples=data.train_num_samples if training else data.val_num_samples,
+        seed=data.seed,
+        repeats=data.epoch_repeats if training else 0,
+        input_img_mode=data.input_img_mode or image_mode(data.in_chans or 3),
+        input_key=data.input_key,
+        target_key=data.target_key,
+    )
+
+
+def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
+    """Create the model with the weights that it starts from."""
+    chosen = options.model
+    set_fast_norm(chosen.fast_norm)
+    seed_everything(options.run.seed, "weights")
+    model = building.create_training_model(
+        chosen.model,
+        num_classes,
+        arguments=chosen.arguments(),
+        pretrained=chosen.pretrained,
+        pretrained_path=chosen.pretrained_path,
+        head_init_scale=chosen.head_init_scale,
+        head_init_bias=chosen.head_init_bias,
+        grad_checkpointing=chosen.grad_checkpointing,
+    )
+    if chosen.initial_checkpoint:
+        load_weights(model, chosen.initial_checkpoint)
+    return model
+
+
+def create_loader(
+    dataset: torch.utils.data.Dataset,
+    options: TrainOptions,
+    config: dict,
+    num_classes: int,
+    device: torch.device,
+    world: processes.World,
+) -> TrainLoader:
+    """Create the training loader."""
+    data, augmentation = options.data, options.augmentation
+    mixup = create_mixup(
+        num_classes,
+        data.batch_size,
+        mixup=augmentation.mixup,
+        cutmix=augmentation.cutmix,
+        cutmix_minmax=augmentation.cutmix_minmax,
+        probability=augmentation.mixup_prob,
+        switch_probability=augmentation.mixup_switch_prob,
+        mode=augmentation.mixup_mode,
+        smoothing=options.optim.smoothing,
+    )
+    erase = augmentation.reprob > 0 and not augmentation.no_aug
+    return create_train_loader(
+        dataset,
+        config,
+        device,
+        world,
+        batch_size=data.batch_size,
+        workers=data.workers,
+        seed=data.seed,
+        augmentation=augmentation.transform(config),
+        erasing=(augmentation.reprob, augmentation.remode, augmentation.recount) if erase else None,
+        mixup=mixup,
+        mixup_off_epoch=augmentation.mixup_off_epoch,
+        repeats=augmentation.aug_repeats,
+        pin_memory=data.pin_mem,
+        bad_images=data.bad_images,
+    )
+
+
+def learning_rate(options: TrainOptions, world_size: int) -> tuple[float, str]:
+    """Return the learning rate and a sentence that says where it comes from."""
+    optim = options.optim
+    return building.learning_rate(
+        options.data.batch_size * world_size * optim.grad_accum_steps,
+        lr=optim.lr,
+        lr_base=optim.lr_base,
+        lr_base_size=optim.lr_base_size,
+        lr_base_scale=optim.lr_base_scale,
+        opt=optim.opt,
+    )
+
+
+def create_optimizer(model: torch.nn.Module, optim: OptimOptions, rate: float) -> torch.optim.Optimizer:
+    """Create the optimizer."""
+    arguments = optimizer_kwargs(optim) | {"lr": rate} | dict(optim.opt_kwargs)
+    return building.create_optimizer(model, optim.opt, arguments)
+
+
+def distillation(options: DistillationOptions) -> Distillation | None:
+    """Return what is learnt from a teacher, or None without one."""
+    if not options.kd_model_name:
+        return None
+    return Distillation(
+        teacher=options.kd_model_name,
+        teacher_path=options.kd_pretrained_path,
+        kind=options.kd_distill_type,
+        loss_type=options.kd_loss_type,
+        token_target=options.kd_token_distill_type,
+        student_feature_dim=options.kd_student_feature_dim,
+        teacher_feature_dim=options.kd_teacher_feature_dim,
+        temperature=options.kd_temperature,
+        distill_loss_weight=options.distill_loss_weight,
+        task_loss_weight=options.task_loss_weight,
+    )
 
 
 def count_classes(asked: int | None, names: list[str] | None) -> int:
@@ -195,7 +364,7 @@ def count_classes(asked: int | None, names: list[str] | None) -> int:
     return len(names) if names is not None else 1000
 
 
-def read_resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[dict | None, Path | None]:
+def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | None]:
     """Return the checkpoint to continue from and its path, or (None, None) to start anew.
 
     `auto` takes the furthest readable checkpoint of the run folder and names the damaged ones it passed over.
@@ -203,10 +372,10 @@ def read_resumed(args: argparse.Namespace, folder: RunFolder) -> tuple[dict | No
     Raises:
         UserError: A named checkpoint cannot be read, or all checkpoints of the folder are damaged.
     """
-    if not args.resume:
+    if not resume:
         return None, None
-    if args.resume != "auto":
-        return read_checkpoint(args.resume), Path(args.resume)
+    if resume != "auto":
+        return read_checkpoint(resume), Path(resume)
     path, problems = find_newest(folder.path)
     for problem in problems:
         _logger.warning("%s; passed over", problem)

@@ -4,29 +4,24 @@ import argparse
 import itertools
 import logging
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet
-from timm.models import list_models, list_pretrained
 from timm.utils import ParseKwargs
 
-from ...errors import UserError, nearest
-from ...files import write_text
+from ...errors import UserError
 from ..data.datasets import class_names, image_mode, open_dataset
 from ..data.loaders import create_eval_loader
 from ..data.processes import resolve_device
 from ..data.workers import loader_processes_ended
 from ..inference.classifier import Classifier, load_classifier
 from ..inference.evaluation import evaluate
+from ..inference.models import autocast, expand_names
 from ..reports.plots import draw_tradeoff
 from ..reports.progress import Progress, setup_logging
-from ..reports.rows import render
+from ..reports.rows import write_rows
 from .help import HelpFormatter
 
 _logger = logging.getLogger(__name__)
@@ -123,7 +118,6 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         model = model.to(memory_format=torch.channels_last)
     if args.torchcompile:
         model = torch.compile(model, backend=args.torchcompile)
-    autocast = partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype)) if args.amp else nullcontext
     real = None if args.real_labels is None else real_labels(dataset, args)
     progress = Progress(classifier.name, len(loader), interval=args.log_interval)
 
@@ -132,12 +126,16 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         if real is not None:
             real.add_result(logits)
 
-    started = time.perf_counter()
     with loader_processes_ended():
         metrics = evaluate(
-            model, loader, device, autocast=autocast, on_batch=on_batch, channels_last=args.channels_last
+            model,
+            loader,
+            device,
+            autocast=autocast(device, args.amp_dtype if args.amp else None),
+            on_batch=on_batch,
+            channels_last=args.channels_last,
         )
-    seconds = time.perf_counter() - started
+    rate = progress.rate()
     progress.close()
     extra = {} if real is None else {f"real_top{k}": round(value, 3) for k, value in real.get_accuracy().items()}
     return {
@@ -146,7 +144,7 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         "top5": round(metrics["top5"], 3),
         "loss": round(metrics["loss"], 5),
         "images": progress.images,
-        "images_per_second": round(progress.images / seconds, 1),
+        "images_per_second": round(rate, 1),
         "param_count_m": round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
         "img_size": config["input_size"][-1],
         "crop_pct": config["crop_pct"],
@@ -177,17 +175,11 @@ def model_names(args: argparse.Namespace) -> Sequence[str | None]:
     Raises:
         UserError: A pattern matches nothing, or is given together with a checkpoint.
     """
-    if args.model is None or not any(char in args.model for char in "*?["):
-        return [args.model]
-    if args.checkpoint:
+    if args.model is None:
+        return [None]
+    if args.checkpoint and any(char in args.model for char in "*?["):
         raise UserError("--checkpoint belongs to one model, so --model cannot be a pattern")
-    names = list_pretrained(args.model) if args.pretrained else list_models(args.model)
-    if not names:
-        raise UserError(
-            f"no {'pretrained ' if args.pretrained else ''}model matches {args.model!r}"
-            + nearest(args.model.strip("*"), list_models())
-        )
-    return names
+    return expand_names([args.model], args.pretrained)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,8 +214,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['param_count_m']:.2f} M parameters"
             )
             if args.results_file:
-                as_json = (args.results_format or Path(args.results_file).suffix.lstrip(".")) == "json"
-                write_text(args.results_file, render(rows, "json" if as_json else "csv"))
+                write_rows(args.results_file, rows, args.results_format)
         if args.plot:
             draw_tradeoff(rows, args.plot, f"Which model to take? {rows[0]['images']} images on {device.type}")
             print(f"picture: {args.plot}")

@@ -1,7 +1,6 @@
 """Loaders that give normalised batches on the device."""
 
-import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, IterableDataset
 
 from ...errors import UserError
-from .datasets import ReadableImages, image_mode, open_dataset
+from .datasets import ReadableImages, image_mode
 from .processes import World
 from .sampling import EpochBatches, EvaluationIndices
 from .workers import ExplainedLoader, ignore_signals
@@ -100,106 +99,110 @@ class TrainLoader:
         return images, labels
 
 
-def create_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """Return timm's Mixup for the options, or None when nothing is mixed."""
-    if args.mixup <= 0 and args.cutmix <= 0 and args.cutmix_minmax is None:
+def create_mixup(
+    num_classes: int,
+    batch_size: int,
+    *,
+    mixup: float,
+    cutmix: float,
+    cutmix_minmax: Sequence[float] | None,
+    probability: float,
+    switch_probability: float,
+    mode: str,
+    smoothing: float,
+) -> Mixup | None:
+    """Return timm's Mixup, or None when nothing is mixed.
+
+    Raises:
+        UserError: The images of a batch cannot be paired.
+    """
+    if mixup <= 0 and cutmix <= 0 and cutmix_minmax is None:
         return None
-    if args.batch_size % 2:
-        raise UserError(f"mixup and cutmix pair images, so --batch-size must be even, found {args.batch_size}")
+    if batch_size % 2:
+        raise UserError(f"mixup and cutmix pair images, so --batch-size must be even, found {batch_size}")
     return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        cutmix_minmax=cutmix_minmax,
+        prob=probability,
+        switch_prob=switch_probability,
+        mode=mode,
+        label_smoothing=smoothing,
         num_classes=num_classes,
-    )
-
-
-def open_split(args: argparse.Namespace, split: str, training: bool) -> torch.utils.data.Dataset:
-    """Open the training or validation split that the options describe."""
-    mode = args.input_img_mode or image_mode(args.in_chans or 3)
-    return open_dataset(
-        args.dataset,
-        args.data_dir,
-        split,
-        class_map=args.class_map,
-        is_training=training,
-        download=args.dataset_download,
-        batch_size=args.batch_size,
-        num_samples=args.train_num_samples if training else args.val_num_samples,
-        seed=args.seed,
-        repeats=args.epoch_repeats if training else 0,
-        input_img_mode=mode,
-        input_key=args.input_key,
-        target_key=args.target_key,
     )
 
 
 def create_train_loader(
     dataset: torch.utils.data.Dataset,
-    args: argparse.Namespace,
     data_config: dict,
-    num_classes: int,
     device: torch.device,
     world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    augmentation: Mapping[str, Any],
+    erasing: tuple[float, str, int] | None = None,
+    mixup: Mixup | None = None,
+    mixup_off_epoch: int = 0,
+    repeats: int = 0,
+    pin_memory: bool = False,
+    bad_images: str = "refuse",
 ) -> TrainLoader:
     """Build the training loader.
+
+    Args:
+        dataset: Map-style, or streamed.
+        data_config: As from `data_config`.
+        device: Where the batches go.
+        world: Processes that share an epoch.
+        batch_size: Images per batch and process.
+        workers: Loader processes.
+        seed: Seed of order and augmentation.
+        augmentation: Arguments of timm's training transform.
+        erasing: Probability, fill and largest number of random erasing's regions, or None.
+        mixup: Mixes batches on the device.
+        mixup_off_epoch: No mixing from this epoch on; 0 never.
+        repeats: Copies of a sample per epoch.
+        pin_memory: Pin host memory for faster copies to a GPU.
+        bad_images: As for `ReadableImages`.
 
     Raises:
         UserError: The data set has fewer samples than one batch of all processes needs.
     """
-    augmentation = dict(
-        no_aug=args.no_aug,
-        train_crop_mode=args.train_crop_mode,
-        scale=args.scale,
-        ratio=args.ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        color_jitter_prob=args.color_jitter_prob,
-        grayscale_prob=args.grayscale_prob or 0.0,
-        gaussian_blur_prob=args.gaussian_blur_prob or 0.0,
-        auto_augment=args.aa,
-        interpolation=data_config["interpolation"] if args.no_aug else args.train_interpolation,
-        mean=data_config["mean"],
-        std=data_config["std"],
-    )
-    mixup = create_mixup(args, num_classes)
-    erase = args.reprob > 0 and not args.no_aug
     if isinstance(dataset, IterableDataset):
+        probability, fill, count = erasing or (0.0, "const", 1)
         stream = create_loader(
             dataset,
             input_size=data_config["input_size"],
-            batch_size=args.batch_size,
+            batch_size=batch_size,
             is_training=True,
-            re_prob=args.reprob,
-            re_mode=args.remode,
-            re_count=args.recount,
-            num_workers=args.workers,
+            re_prob=probability,
+            re_mode=fill,
+            re_count=count,
+            num_workers=workers,
             distributed=world.size > 1,
             device=device,
-            pin_memory=args.pin_mem,
+            pin_memory=pin_memory,
             persistent_workers=False,
             **augmentation,
         )
-        return TrainLoader(_stream(stream), None, None, mixup, args.mixup_off_epoch)
+        return TrainLoader(_stream(stream), None, None, mixup, mixup_off_epoch)
 
     transform = create_transform(data_config["input_size"], is_training=True, use_prefetcher=True, **augmentation)
-    images = ReadableImages(dataset, transform, seed=args.seed, bad_images=args.bad_images)
-    sampler = EpochBatches(
-        len(images), args.batch_size, seed=args.seed, rank=world.rank, world_size=world.size, repeats=args.aug_repeats
-    )
+    images = ReadableImages(dataset, transform, seed=seed, bad_images=bad_images)
+    sampler = EpochBatches(len(images), batch_size, seed=seed, rank=world.rank, world_size=world.size, repeats=repeats)
     if not len(sampler):
         raise UserError(
             f"the training split has {len(images)} images, too few for one batch of "
-            f"{args.batch_size} in {world.size} process(es); lower --batch-size"
+            f"{batch_size} in {world.size} process(es); lower --batch-size"
         )
-    loader = DataLoader(images, batch_sampler=sampler, **_worker_options(args.workers, args.pin_mem))
-    erasing = RandomErasing(args.reprob, mode=args.remode, max_count=args.recount, device=device) if erase else None
-    return TrainLoader(_on_device(loader, data_config, device), sampler, erasing, mixup, args.mixup_off_epoch)
+    loader = DataLoader(images, batch_sampler=sampler, **_worker_options(workers, pin_memory))
+    eraser = None
+    if erasing is not None:
+        probability, fill, count = erasing
+        eraser = RandomErasing(probability, mode=fill, max_count=count, device=device)
+    return TrainLoader(_on_device(loader, data_config, device), sampler, eraser, mixup, mixup_off_epoch)
 
 
 def create_eval_loader(

@@ -1,11 +1,13 @@
 """Models by name, with errors that help."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import timm
 import torch
-from timm.models import is_model, list_models
+from timm.models import is_model, list_models, list_pretrained
 
 from ... import models  # noqa: F401  registers the models with timm
 from ...errors import UserError, nearest
@@ -18,6 +20,40 @@ def import_modules(names: Sequence[str] | None) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"--device-modules: {name!r} cannot be imported: {error}") from error
+
+
+def autocast(device: torch.device, dtype: str | None) -> Callable[[], AbstractContextManager]:
+    """Return a factory of the forward pass's precision context.
+
+    Args:
+        device: Where the forward pass runs.
+        dtype: Lower precision, "float16" or "bfloat16"; None for that of the weights.
+    """
+    return partial(torch.autocast, device.type, dtype=getattr(torch, dtype)) if dtype else nullcontext
+
+
+def expand_names(patterns: Sequence[str], pretrained: bool = False) -> list[str]:
+    """Return the models that names and patterns such as `vmamba_*` mean, each once.
+
+    Args:
+        patterns: Names and patterns.
+        pretrained: Patterns mean the models with published weights.
+
+    Raises:
+        UserError: A pattern matches nothing.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        found = [pattern]
+        if any(char in pattern for char in "*?["):
+            found = list_pretrained(pattern) if pretrained else list_models(pattern)
+        if not found:
+            raise UserError(
+                f"no {'pretrained ' if pretrained else ''}model matches {pattern!r}"
+                + nearest(pattern.strip("*"), list_models())
+            )
+        names += [name for name in found if name not in names]
+    return names
 
 
 def create_model(name: str, **kwargs) -> torch.nn.Module:

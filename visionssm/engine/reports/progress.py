@@ -2,12 +2,12 @@
 
 import csv
 import importlib.util
-import io
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...errors import UserError
 from ...files import write_text
+from .rows import as_csv
 
 _logger = logging.getLogger(__name__)
 
@@ -77,15 +78,23 @@ class Progress:
         on_terminal = enabled and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=first, desc=label, unit="step", leave=False) if on_terminal else None
 
-    def advance(self, images: int, **values: float) -> None:
-        """Count a step of so many images and show values."""
+    def advance(self, images: int, values: Callable[[], Mapping[str, float]] = dict) -> None:
+        """Count a step.
+
+        Args:
+            images: Images of the step.
+            values: Returns what to show; called only when it is shown, since reading a value waits for the device.
+        """
         self.step += 1
         self.images += images
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
         if self.bar is not None:
             self.bar.update()
+        if not self.enabled or (self.step % self.interval and self.step != self.total):
+            return
+        shown = {name: f"{value:.4g}" for name, value in values().items()}
+        if self.bar is not None:
             self.bar.set_postfix(shown | {"img/s": f"{self.rate():.0f}"})
-        elif self.enabled and (self.step % self.interval == 0 or self.step == self.total):
+        else:
             numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
             _logger.info(
                 "%s  step %d/%d  %s  %.0f img/s  ETA %s",
@@ -128,11 +137,7 @@ class Summary:
         row |= {f"eval_{name}": value for name, value in evaluation.items()}
         self.rows.append(row | {"lr": rate})
         columns = list(dict.fromkeys(name for row in self.rows for name in row if name != "lr")) + ["lr"]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, as_csv(columns, self.rows))
 
 
 def read_summary(path: Path) -> list[dict[str, float]]:
@@ -148,10 +153,32 @@ def read_summary(path: Path) -> list[dict[str, float]]:
 
 
 class Trackers:
-    """TensorBoard and Weights & Biases, when asked for."""
+    """TensorBoard and Weights & Biases, when asked for.
 
-    def __init__(self, folder: Path, *, tensorboard: bool, wandb: bool, project: str | None, config: dict):
+    Args:
+        folder: Run folder.
+        tensorboard: Write TensorBoard events.
+        wandb: Log to Weights & Biases.
+        project: Its project.
+        wandb_id: Its run that is continued; None begins one.
+        config: Plain values that describe the run.
+
+    Raises:
+        UserError: A package is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        project: str | None = None,
+        wandb_id: str | None = None,
+        config: Mapping[str, Any],
+    ):
         self.tensorboard = self.wandb = None
+        self.wandb_id = wandb_id
         if tensorboard:
             require_package("tensorboard", "--log-tensorboard")
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  optional package
@@ -161,7 +188,15 @@ class Trackers:
             require_package("wandb", "--log-wandb")
             import wandb as package  # noqa: PLC0415  optional package
 
-            self.wandb = package.init(project=project, name=folder.name, config=config, dir=str(folder))
+            self.wandb_id = wandb_id or uuid.uuid4().hex
+            self.wandb = package.init(
+                project=project,
+                name=folder.name,
+                id=self.wandb_id,
+                resume="allow",
+                config=dict(config),
+                dir=str(folder),
+            )
 
     def log(self, values: dict[str, float], epoch: int) -> None:
         """Record the numbers of an epoch."""

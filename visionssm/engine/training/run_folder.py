@@ -1,7 +1,8 @@
 """The folder of a run: what may be written there, and when."""
 
-import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,18 +17,30 @@ class RunFolder:
     """Files of a run. An earlier run is replaced only when the new one has something to store.
 
     Args:
-        args: Training options.
+        output: The folder, or the one above it with `experiment`.
+        experiment: Name of the folder inside `output`; "" for `output` itself.
+        resume: What the run continues: "", "auto", or a checkpoint.
+        overwrite: Replace an earlier run.
+        options: Training options, for `args.yaml`.
 
     Raises:
         UserError: The folder holds a run that is neither resumed nor to be overwritten, or cannot be made.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.path = Path(args.output) / args.experiment if args.experiment else Path(args.output)
-        self.args = args
+    def __init__(
+        self,
+        output: str,
+        experiment: str = "",
+        *,
+        resume: str = "",
+        overwrite: bool = False,
+        options: Mapping[str, Any],
+    ):
+        self.path = Path(output) / experiment
+        self.options = options
         self.claimed = False
-        continues = args.resume == "auto" or (args.resume and Path(args.resume).resolve().parent == self.path.resolve())
-        if run_checkpoints(self.path) and not continues and not args.overwrite:
+        continues = resume == "auto" or (bool(resume) and self.holds(resume))
+        if run_checkpoints(self.path) and not continues and not overwrite:
             raise UserError(
                 f"{self.path} already holds a run; continue it with --resume auto, replace it with "
                 "--overwrite, or choose another --output"
@@ -36,6 +49,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}") from error
+
+    def holds(self, checkpoint: str | Path) -> bool:
+        """Return whether a checkpoint lies in this folder."""
+        return Path(checkpoint).resolve().parent == self.path.resolve()
 
     def claim(self, keep: bool) -> None:
         """Make the folder this run's: remove an earlier run's results unless kept, and write `args.yaml`."""
@@ -52,7 +69,7 @@ class RunFolder:
                 self.path / "curve.png",
             ):
                 old.unlink(missing_ok=True)
-        options = {name: value for name, value in sorted(vars(self.args).items()) if name not in KEPT_OUT_OF_ARGS}
+        options = {name: value for name, value in sorted(self.options.items()) if name not in KEPT_OUT_OF_ARGS}
         write_text(self.path / "args.yaml", yaml.safe_dump(options))
 
     @property

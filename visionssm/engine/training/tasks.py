@@ -1,7 +1,7 @@
 """timm's training tasks, carrying the position of the run in their checkpoint state."""
 
-import argparse
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from timm.task import (
@@ -57,34 +57,72 @@ class TokenDistillation(CarriesRunState, TokenDistillationTask):
     """Classification by labels and a teacher's logits at a distillation token."""
 
 
-def create_task(args: argparse.Namespace, model: torch.nn.Module, loss: dict, device: torch.device) -> TrainingTask:
-    """Return the task that the options describe: plain classification, or distillation from `--kd-model-name`.
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher and what is learnt from it.
+
+    Attributes:
+        teacher: timm name.
+        teacher_path: File of its weights, or None for the published ones.
+        kind: What is distilled.
+        loss_type: kl for logits; cosine, mse, ... for features.
+        token_target: Target of the distillation token.
+        student_feature_dim: Features of the student, None where they can be detected.
+        teacher_feature_dim: Features of the teacher, None where they can be detected.
+        temperature: Of the softmax.
+        distill_loss_weight: Weight of the teacher's loss.
+        task_loss_weight: Weight of the labels' loss; alone: the teacher gets the rest.
+    """
+
+    teacher: str
+    teacher_path: str | None
+    kind: Literal["logit", "feature", "token"]
+    loss_type: str
+    token_target: Literal["soft", "hard"]
+    student_feature_dim: int | None
+    teacher_feature_dim: int | None
+    temperature: float
+    distill_loss_weight: float | None
+    task_loss_weight: float | None
+
+
+def create_task(
+    model: torch.nn.Module, loss: dict[str, Any], device: torch.device, distillation: Distillation | None = None
+) -> TrainingTask:
+    """Return a task: plain classification, or distillation from a teacher.
+
+    Args:
+        model: Module to be trained.
+        loss: Arguments of timm's loss factory.
+        device: Device.
+        distillation: The teacher and what is learnt from it.
 
     Raises:
         UserError: The teacher cannot be built or does not fit the student.
     """
-    if not args.kd_model_name:
+    if distillation is None:
         return Classification(model, criterion_kwargs=loss, device=device, verbose=False)
     options: dict[str, Any] = dict(
         student_model=model,
-        teacher_model=args.kd_model_name,
+        teacher_model=distillation.teacher,
         criterion_kwargs=loss,
-        teacher_pretrained_path=args.kd_pretrained_path,
-        distill_loss_weight=args.distill_loss_weight,
-        task_loss_weight=args.task_loss_weight,
+        teacher_pretrained_path=distillation.teacher_path,
+        distill_loss_weight=distillation.distill_loss_weight,
+        task_loss_weight=distillation.task_loss_weight,
         device=device,
         verbose=False,
     )
+    temperature = distillation.temperature
     try:
-        if args.kd_distill_type == "logit":
-            return LogitDistillation(loss_type=args.kd_loss_type, temperature=args.kd_temperature, **options)
-        if args.kd_distill_type == "feature":
+        if distillation.kind == "logit":
+            return LogitDistillation(loss_type=distillation.loss_type, temperature=temperature, **options)
+        if distillation.kind == "feature":
             return FeatureDistillation(
-                student_feature_dim=args.kd_student_feature_dim,
-                teacher_feature_dim=args.kd_teacher_feature_dim,
+                student_feature_dim=distillation.student_feature_dim,
+                teacher_feature_dim=distillation.teacher_feature_dim,
                 **options,
             )
-        return TokenDistillation(distill_type=args.kd_token_distill_type, temperature=args.kd_temperature, **options)
+        return TokenDistillation(distill_type=distillation.token_target, temperature=temperature, **options)
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"distillation from {args.kd_model_name!r} cannot be set up: {message}") from error
+        raise UserError(f"distillation from {distillation.teacher!r} cannot be set up: {message}") from error

@@ -1,10 +1,12 @@
 """The training loop."""
 
-import argparse
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -19,87 +21,138 @@ from ..data.processes import PeerLostError, World, is_peer_failure
 from ..data.randomness import seed_everything
 from ..data.workers import LoaderProcessError
 from ..inference.evaluation import evaluate
+from ..inference.models import autocast
 from ..reports.plots import draw_curves
 from ..reports.progress import Progress, Summary, Trackers, read_summary
 from .checkpoints import AtomicSaver
 from .run_folder import RunFolder
 from .stopping import Interrupted, StopRequest
-from .updater import NonFiniteError, Updater, autocast_for
+from .updater import Updater
 
 _logger = logging.getLogger(__name__)
 
 STOP_POLL = 10  # updates between agreements on stopping when there are several processes
 
 
+class NonFiniteError(UserError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class Position:
+    """Where a run stands: what its checkpoints store and a resumed run takes over.
+
+    Attributes:
+        loss_sum: Sum of the losses of the running epoch's images, on the device; this process's share.
+        loss_count: Number of these images.
+        epoch: Complete epochs.
+        step: Batches of the running epoch that are done.
+        updates: Updates of the weights since the beginning.
+        skipped: Updates that were skipped because loss or gradient were not finite.
+        skipped_in_a_row: Those since the last update.
+    """
+
+    loss_sum: torch.Tensor
+    loss_count: int = 0
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch + 1} after step {self.step}"
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"loss_sum": self.loss_sum.item()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for f in fields(self):
+            if f.name != "loss_sum":
+                setattr(self, f.name, state[f.name])
+        self.loss_sum.fill_(state["loss_sum"])
+
+    def forget_losses(self) -> None:
+        """Begin the sum of the losses anew."""
+        self.loss_sum.zero_()
+        self.loss_count = 0
+
+
+@dataclass(kw_only=True, eq=False)
 class Trainer:
     """Runs epochs from any position on, and stores that position with every checkpoint.
 
-    Args:
-        args: Training options.
+    Attributes:
+        name: What the model is called in the picture of the curves.
         task: timm task on the device, wrapped for DDP where needed.
         optimizer: Optimizer over the task's parameters.
         updater: Applies gradients.
         scheduler: timm scheduler or None.
+        sched_on_updates: The learning rate changes after every update, not every epoch.
         epochs: Total number of epochs, as the scheduler counts them.
         train_loader: Training batches.
         eval_loader: Validation batches.
         folder: Run folder.
+        saver: Writes checkpoints; None in all but the first process.
+        trackers: TensorBoard and the like.
         device: Device.
         world: Processes of the run.
         facts: Plain values stored with the run: classes, image preparation, sizes that resuming depends on.
+        seed: Seed of what is drawn on the device.
+        lower_precision: Lower precision of the forward pass, or None.
+        channels_last: Give the model channels-last images.
+        grad_accum_steps: Batches per update.
+        max_nonfinite: Stop after so many updates in a row that are not finite.
+        eval_metric: What best means.
+        evaluate_average: Evaluate the averaged weights too, where the task has them.
+        dist_bn: How the batch norms' statistics of all processes are made equal after an epoch; "" for not at all.
+        log_interval: Batches between log lines.
+        val_interval: Epochs between evaluations.
+        recovery_interval: Updates between checkpoints inside an epoch; 0 for none.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        *,
-        task: TrainingTask,
-        optimizer: torch.optim.Optimizer,
-        updater: Updater,
-        scheduler: Scheduler | None,
-        epochs: int,
-        train_loader: TrainLoader,
-        eval_loader: Any,
-        folder: RunFolder,
-        device: torch.device,
-        world: World,
-        facts: dict[str, Any],
-    ):
-        self.args, self.task, self.optimizer, self.updater, self.scheduler = args, task, optimizer, updater, scheduler
-        self.epochs, self.train_loader, self.eval_loader = epochs, train_loader, eval_loader
-        self.folder, self.device, self.world, self.facts = folder, device, world, facts
-        self.autocast = autocast_for(args, device)
-        self.steps = len(train_loader)
-        self.updates_per_epoch = -(-self.steps // args.grad_accum_steps)
-        self.epoch = self.step = self.updates = 0
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.loss_count = 0
-        self.resumed = self.continues_folder = False
-        self.saver: AtomicSaver | None = None
-        if world.primary:
-            self.saver = AtomicSaver(
-                model=task.get_trainable_module(),
-                task=task,
-                optimizer=optimizer,
-                args=args,
-                amp_scaler=updater,
-                checkpoint_dir=str(folder.path),
-                recovery_dir=str(folder.path),
-                decreasing=args.eval_metric == "loss",
-                max_history=args.checkpoint_hist,
-            )
+    name: str
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    updater: Updater
+    scheduler: Scheduler | None
+    sched_on_updates: bool
+    epochs: int
+    train_loader: TrainLoader
+    eval_loader: Any
+    folder: RunFolder
+    saver: AtomicSaver | None
+    trackers: Trackers
+    device: torch.device
+    world: World
+    facts: dict[str, Any]
+    seed: int
+    lower_precision: str | None
+    channels_last: bool
+    grad_accum_steps: int
+    max_nonfinite: int
+    eval_metric: Literal["top1", "top5", "loss"]
+    evaluate_average: bool
+    dist_bn: Literal["broadcast", "reduce", ""]
+    log_interval: int
+    val_interval: int
+    recovery_interval: int
+    resumed: bool = field(default=False, init=False)
+    continues_folder: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.autocast = autocast(self.device, self.lower_precision)
+        self.steps = len(self.train_loader)
+        self.updates_per_epoch = -(-self.steps // self.grad_accum_steps)
+        self.position = Position(torch.zeros((), dtype=torch.float64, device=self.device))
 
     def run_state(self) -> dict[str, Any]:
         """Return everything outside weights and optimizer that the continuation depends on; plain values only."""
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "updates": self.updates,
-            "loss_sum": self.loss_sum.item(),
-            "loss_count": self.loss_count,
-            "skipped": self.updater.skipped,
-            "skipped_in_a_row": self.updater.skipped_in_a_row,
+        return self.position.state() | {
             "scheduler": scheduler_state(self.scheduler),
+            "wandb": self.trackers.wandb_id,
             "facts": self.facts,
         }
 
@@ -111,31 +164,28 @@ class Trainer:
         """
         state = self.task.run_state
         self.resumed = True
-        self.continues_folder = path.resolve().parent == self.folder.path.resolve()
+        self.continues_folder = self.folder.holds(path)
         if state is None:  # a checkpoint of timm's own trainer
-            self.epoch = checkpoint.get("epoch", -1) + 1
-            self.start_at(self.epoch)
+            self.start_at(checkpoint.get("epoch", -1) + 1)
         else:
             if state["step"]:
                 self._check_same_batches(state["facts"], path)
-            self.epoch, self.step, self.updates = state["epoch"], state["step"], state["updates"]
+            self.position.load(state)
             if self.train_loader.sampler is None:
-                self.step = 0  # a stream has no position to return to
-            if self.step and self.world.primary:  # the sum covers all processes
-                self.loss_sum.fill_(state["loss_sum"])
-                self.loss_count = state["loss_count"]
-            self.updater.skipped = state["skipped"]
-            self.updater.skipped_in_a_row = state["skipped_in_a_row"]
+                self.position.step = 0  # a stream has no position to return to
+            if not self.position.step or not self.world.primary:  # the sum covers all processes
+                self.position.forget_losses()
             load_scheduler_state(self.scheduler, state["scheduler"])
         if self.saver is not None and self.continues_folder:
             self.saver.restore(checkpoint, path)
 
     def start_at(self, epoch: int) -> None:
         """Begin with an epoch, with the learning rate the schedule gives it."""
-        self.epoch, self.step, self.updates = epoch, 0, epoch * self.updates_per_epoch
+        position = self.position
+        position.epoch, position.step, position.updates = epoch, 0, epoch * self.updates_per_epoch
         if self.scheduler is not None:
-            if self.args.sched_on_updates:
-                self.scheduler.step_update(self.updates)
+            if self.sched_on_updates:
+                self.scheduler.step_update(position.updates)
             else:
                 self.scheduler.step(epoch)
 
@@ -149,28 +199,20 @@ class Trainer:
             Interrupted: A signal came; a checkpoint was stored.
             UserError: The run cannot go on; the last stored checkpoint is good.
         """
-        self.summary = Summary(self.folder.summary, self.epoch)
-        self.trackers = Trackers(
-            self.folder.path,
-            tensorboard=self.args.log_tensorboard and self.world.primary,
-            wandb=self.args.log_wandb and self.world.primary,
-            project=self.args.wandb_project,
-            config=vars(self.args),
-        )
+        self.summary = Summary(self.folder.summary, self.position.epoch)
         result: dict[str, float] = {}
         try:
-            while self.epoch < self.epochs:
+            while self.position.epoch < self.epochs:
                 result = self._run_epoch(stop)
         except LoaderProcessError as error:
             raise LoaderProcessError(
-                f"{error} in epoch {self.epoch + 1} after step {self.step}; lower --workers or --batch-size and "
-                "continue with --resume auto"
+                f"{error} in {self.position}; lower --workers or --batch-size and continue with --resume auto"
             ) from error
         except RuntimeError as error:
             if self.world.size > 1 and is_peer_failure(error):
                 raise PeerLostError(
-                    f"process {self.world.rank} lost contact with another one in epoch {self.epoch + 1} after step "
-                    f"{self.step} ({str(error).splitlines()[0][:200]}); restart all with --resume auto"
+                    f"process {self.world.rank} lost contact with another one in {self.position} "
+                    f"({str(error).splitlines()[0][:200]}); restart all with --resume auto"
                 ) from error
             raise
         if self.saver is not None and self.saver.best_metric is not None:
@@ -185,24 +227,23 @@ class Trainer:
         return result
 
     def _run_epoch(self, stop: StopRequest) -> dict[str, float]:
-        epoch, started = self.epoch, time.perf_counter()
+        epoch, started = self.position.epoch, time.perf_counter()
         self._train_epoch(stop)
         rate = sum(group["lr"] for group in self.optimizer.param_groups) / len(self.optimizer.param_groups)
-        if self.world.size > 1 and self.args.dist_bn:
-            distribute_bn(self.task.get_trainable_module(), self.world.size, self.args.dist_bn == "reduce")
-            if self.task.has_ema() and not self.args.model_ema_force_cpu:
-                distribute_bn(self.task.get_trainable_module(ema=True), self.world.size, self.args.dist_bn == "reduce")
+        if self.world.size > 1 and self.dist_bn:
+            distribute_bn(self.task.get_trainable_module(), self.world.size, self.dist_bn == "reduce")
+            if self._has_average():
+                distribute_bn(self.task.get_trainable_module(ema=True), self.world.size, self.dist_bn == "reduce")
         train = {"loss": self._mean_loss()}
         last = epoch + 1 == self.epochs
         evaluation: dict[str, float] = {}
         metric = None
-        if last or (epoch + 1) % self.args.val_interval == 0:
+        if last or (epoch + 1) % self.val_interval == 0:
             evaluation = self._evaluate(stop)
-            ema_metric = evaluation.get(f"ema_{self.args.eval_metric}")
-            metric = evaluation[self.args.eval_metric] if ema_metric is None else ema_metric
-        self.epoch, self.step = epoch + 1, 0
-        self.loss_sum.zero_()
-        self.loss_count = 0
+            ema_metric = evaluation.get(f"ema_{self.eval_metric}")
+            metric = evaluation[self.eval_metric] if ema_metric is None else ema_metric
+        self.position.epoch, self.position.step = epoch + 1, 0
+        self.position.forget_losses()
         if self.scheduler is not None:
             self.scheduler.step(epoch + 1, metric)
         if self.saver is not None:
@@ -211,7 +252,7 @@ class Trainer:
             self.task.run_state = self.run_state()
             self.saver.save_checkpoint(epoch, metric)
             rows = read_summary(self.folder.summary)
-            draw_curves(rows, self.folder.curve, f"{self.args.model}: {epoch + 1} of {self.epochs} epochs")
+            draw_curves(rows, self.folder.curve, f"{self.name}: {epoch + 1} of {self.epochs} epochs")
             self.trackers.log({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
             self._log_epoch(epoch, train, evaluation, rate, time.perf_counter() - started)
         if stop.agreed(self.world, self.device):
@@ -219,23 +260,24 @@ class Trainer:
         return evaluation
 
     def _train_epoch(self, stop: StopRequest) -> None:
+        position = self.position
         self.task.train()
-        accumulate = self.args.grad_accum_steps
+        accumulate = self.grad_accum_steps
         left_over = self.steps % accumulate
         progress = Progress(
-            f"epoch {self.epoch + 1}/{self.epochs}",
+            f"epoch {position.epoch + 1}/{self.epochs}",
             self.steps,
-            first=self.step,
-            interval=self.args.log_interval,
-            remaining=(self.epochs - self.epoch - 1) * self.steps,
+            first=position.step,
+            interval=self.log_interval,
+            remaining=(self.epochs - position.epoch - 1) * self.steps,
             enabled=self.world.primary,
         )
-        if self.step == self.steps:
+        if position.step == self.steps:
             return  # interrupted during the evaluation
-        for step, (images, labels) in enumerate(self.train_loader.epoch(self.epoch, self.step), self.step):
-            seed_everything(self.args.seed, "step", self.epoch, step, self.world.rank)
+        for step, (images, labels) in enumerate(self.train_loader.epoch(position.epoch, position.step), position.step):
+            seed_everything(self.seed, "step", position.epoch, step, self.world.rank)
             images, labels = self.train_loader.augment(images, labels)
-            if self.args.channels_last:
+            if self.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             in_update = left_over if step >= self.steps - left_over else accumulate
             updates_now = (step + 1) % accumulate == 0 or step + 1 == self.steps
@@ -244,21 +286,20 @@ class Trainer:
             else:
                 with self.task.no_sync():
                     loss = self._backward(images, labels, in_update)
-            self.loss_sum += loss.double() * len(images)
-            self.loss_count += len(images)
+            position.loss_sum += loss.double() * len(images)
+            position.loss_count += len(images)
             if updates_now:
                 self._update(step)
-            progress.advance(
-                len(images) * self.world.size,
-                loss=loss.item(),
-                lr=self.optimizer.param_groups[0]["lr"],
-                **({"skipped": self.updater.skipped} if self.updater.skipped else {}),
-            )
+            progress.advance(len(images) * self.world.size, partial(self._shown, loss))
             if updates_now:
-                self.step = step + 1
+                position.step = step + 1
                 self._store_if_asked(stop)
         progress.close()
-        self.step = self.steps
+        position.step = self.steps
+
+    def _shown(self, loss: torch.Tensor) -> dict[str, float]:
+        shown = {"loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+        return shown | ({"skipped": self.position.skipped} if self.position.skipped else {})
 
     def _backward(self, images: torch.Tensor, labels: torch.Tensor, in_update: int) -> torch.Tensor:
         with self.autocast():
@@ -267,24 +308,30 @@ class Trainer:
         return loss.detach()
 
     def _update(self, step: int) -> None:
-        try:
-            finite = self.updater.step(f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}")
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}; {self._keep_weights(step)}") from None
-        if finite:
-            self.updates += 1
-            self.task.update_ema(step=self.updates)
+        position = self.position
+        if self.updater.step():
+            position.skipped_in_a_row = 0
+            position.updates += 1
+            self.task.update_ema(step=position.updates)
+        else:
+            position.skipped += 1
+            position.skipped_in_a_row += 1
+            if position.skipped_in_a_row >= self.max_nonfinite:
+                raise NonFiniteError(
+                    f"loss or gradient not finite in {position.skipped_in_a_row} update(s) in a row, the last at epoch "
+                    f"{position.epoch + 1}, step {step + 1} of {self.steps}; {self.updater.largest_weights()}; "
+                    f"{self._keep_weights(step)}"
+                )
         if self.scheduler is not None:
             self.scheduler.step_update(
-                num_updates=self.epoch * self.updates_per_epoch
-                + (step + 1 + self.args.grad_accum_steps - 1) // self.args.grad_accum_steps
+                num_updates=position.epoch * self.updates_per_epoch + -(-(step + 1) // self.grad_accum_steps)
             )
 
     def _store_if_asked(self, stop: StopRequest) -> None:
-        update = -(-self.step // self.args.grad_accum_steps)
-        interval = self.args.recovery_interval
+        update = -(-self.position.step // self.grad_accum_steps)
+        interval = self.recovery_interval
         # At the end of an epoch the epoch's own checkpoint follows.
-        if interval and update % interval == 0 and self.step < self.steps:
+        if interval and update % interval == 0 and self.position.step < self.steps:
             self.store_position()
         if (self.world.size == 1 or update % STOP_POLL == 0) and stop.agreed(self.world, self.device):
             self.store_position()
@@ -294,7 +341,7 @@ class Trainer:
         """Store the weights of the last finite update, and say what to do with them."""
         if not all(p.isfinite().all() for p in self.task.get_trainable_module().parameters()):
             return "the weights are not finite either, so only earlier checkpoints are good"
-        self.step, self.updater.skipped_in_a_row = step + 1, 0
+        self.position.step, self.position.skipped_in_a_row = step + 1, 0
         self.store_position()
         return (
             f"the weights of the last finite update are stored in {self.folder.path}; continue with --resume auto and "
@@ -304,23 +351,26 @@ class Trainer:
     def store_position(self) -> None:
         """Store a checkpoint inside the epoch."""
         if self.world.size > 1:  # only the first process writes, so it takes the sums of all
-            totals = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(self.loss_count))])
-            dist.all_reduce(totals)
-            self.loss_sum.zero_()
-            self.loss_count = 0
+            totals = self._loss_totals()
+            self.position.forget_losses()
             if self.world.primary:
-                self.loss_sum.copy_(totals[0])
-                self.loss_count = int(totals[1])
+                self.position.loss_sum.copy_(totals[0])
+                self.position.loss_count = int(totals[1])
         if self.saver is not None:
             self.folder.claim(keep=self.continues_folder)
             self.task.run_state = self.run_state()
-            path = self.saver.save_inside_epoch(self.epoch, self.step)
+            path = self.saver.save_inside_epoch(self.position.epoch, self.position.step)
             _logger.info("stored %s", path)
 
-    def _mean_loss(self) -> float:
-        totals = torch.stack([self.loss_sum, self.loss_sum.new_tensor(float(self.loss_count))])
+    def _loss_totals(self) -> torch.Tensor:
+        loss_sum = self.position.loss_sum
+        totals = torch.stack([loss_sum, loss_sum.new_tensor(float(self.position.loss_count))])
         if self.world.size > 1:
             dist.all_reduce(totals)
+        return totals
+
+    def _mean_loss(self) -> float:
+        totals = self._loss_totals()
         return (totals[0] / totals[1].clamp(min=1)).item()
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
@@ -329,9 +379,9 @@ class Trainer:
                 self.store_position()
                 raise Interrupted(stop.signal_number)
 
-        options = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.args.channels_last)
+        options = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.channels_last)
         result = evaluate(without_ddp(self.task.get_eval_model()), self.eval_loader, self.device, **options)
-        if self.task.has_ema() and not self.args.model_ema_force_cpu:
+        if self._has_average():
             averaged = evaluate(self.task.get_eval_model(ema=True), self.eval_loader, self.device, **options)
             result |= {f"ema_{name}": value for name, value in averaged.items()}
         return result
@@ -347,13 +397,15 @@ class Trainer:
             parts.append(f"averaged weights top-1 {evaluation['ema_top1']:.2f} %")
         if self.saver.best_metric is not None:
             parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch + 1}")
-        if self.updater.skipped:
-            parts.append(f"{self.updater.skipped} updates skipped so far")
+        if self.position.skipped:
+            parts.append(f"{self.position.skipped} updates skipped so far")
         _logger.info("%s; lr %.3e", "; ".join(parts), rate)
 
     def _metric(self) -> str:
-        averaged = self.task.has_ema() and not self.args.model_ema_force_cpu
-        return f"{self.args.eval_metric} of the averaged weights" if averaged else self.args.eval_metric
+        return f"{self.eval_metric} of the averaged weights" if self._has_average() else self.eval_metric
+
+    def _has_average(self) -> bool:
+        return self.evaluate_average and self.task.has_ema()
 
     def _check_same_batches(self, stored: dict[str, Any], path: Path) -> None:
         for name in ("batch_size", "processes", "grad_accum_steps", "seed", "aug_repeats", "train_images"):

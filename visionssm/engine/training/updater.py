@@ -1,65 +1,54 @@
 """One optimizer update: backward, gradient check, clipping, step."""
 
-import argparse
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad
 
-from ...errors import UserError
-
-
-def autocast_for(args: argparse.Namespace, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Return a factory of the forward pass's precision context."""
-    if not args.amp:
-        return nullcontext
-    return partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
-
-
-class NonFiniteError(UserError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
-
 
 class Updater:
-    """Accumulates gradients and updates the weights, skipping updates whose gradient is not finite.
+    """Accumulates gradients and updates the weights, unless the gradient is not finite.
 
     The check is on the norm of the whole gradient: it sees a bad loss as well as an overflow in the backward pass, and
-    after DDP's reduction every process sees the same value, so all skip together. fp16 AMP scales the loss and counts
-    as skipped what the scaler would skip too.
+    after DDP's reduction every process sees the same value, so all skip together. It is the one value of an update that
+    is read from the device. fp16 AMP scales the loss and counts as skipped what the scaler would skip too.
+
+    Args:
+        task: timm task on the device.
+        optimizer: Optimizer over its parameters.
+        device: Device.
+        clip: Bound of gradient clipping, or None.
+        clip_mode: "norm", "value" or "agc".
+        scale_loss: Scale the loss, as float16 needs.
     """
 
     state_dict_key = "amp_scaler"  # timm's name of the loss scale in a checkpoint
 
     def __init__(
-        self, task: TrainingTask, optimizer: torch.optim.Optimizer, args: argparse.Namespace, device: torch.device
+        self,
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        clip: float | None = None,
+        clip_mode: str = "norm",
+        scale_loss: bool = False,
     ):
         self.task = task
         self.optimizer = optimizer
-        self.clip, self.clip_mode = args.clip_grad, args.clip_mode
-        self.limit = args.max_nonfinite
-        self.skipped_in_a_row = 0
-        self.skipped = 0
-        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp and args.amp_dtype == "float16")
+        self.clip, self.clip_mode = clip, clip_mode
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a loss."""
         self.scaler.scale(loss).backward()
 
-    def step(self, place: str) -> bool:
+    def step(self) -> bool:
         """Update the weights and clear the gradients.
-
-        Args:
-            place: Where the run is, for the error.
 
         Returns:
             False when the update was skipped because its gradient is not finite.
-
-        Raises:
-            NonFiniteError: That happened too often in a row.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -74,17 +63,7 @@ class Updater:
             self.scaler.step(self.optimizer)  # skips by itself what is not finite
             self.scaler.update()
         self.optimizer.zero_grad()
-        if finite:
-            self.skipped_in_a_row = 0
-            return True
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= self.limit:
-            raise NonFiniteError(
-                f"loss or gradient not finite in {self.skipped_in_a_row} update(s) in a row, the last "
-                f"at {place}; {self.largest_weights()}"
-            )
-        return False
+        return finite
 
     @torch.no_grad()
     def largest_weights(self) -> str:
