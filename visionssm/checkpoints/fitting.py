@@ -10,21 +10,18 @@ from ..errors import CheckpointError
 
 _SHOWN = 8
 
-# a name that only this family's published files have -> what such a file is
-_TELL_TALES = (
-    (r"(^|\.)layers\.\d+\.blocks\.\d+\.op\.(multi_scan|.*attn\.)", "LocalVMamba"),
-    (r"(^|\.)layers\.\d+\.blocks\.\d+\.(op|self_attention)\.x_proj_weight$", "VMamba"),
-    (r"(^|\.)layers\.\d+\.mixer\.A_log_\d", "LocalVim"),
-    (r"(^|\.)layers\.\d+\.mixer\.A_b_log$", "Vim"),
-    (r"(^|\.)layers\.\d+\.mamba\.direction_Bs$", "PlainMamba"),
-    (r"(^|\.)block\d+\.\d+\.attn\.mamba_g\d\.", "GroupMamba"),
-)
+_tell_tales: dict[str, tuple[str, ...]] = {}  # family -> patterns of names, see `Layout.tell_tale`
+
+
+def register_family(family: str, patterns: tuple[str, ...]) -> None:
+    """Have `identify` know a family's published files: those with a name for each of the patterns."""
+    _tell_tales[family] = patterns
 
 
 def identify(state_dict: Mapping[str, Any]) -> str | None:
-    """Which published family the names of a state dict belong to, or None."""
-    for pattern, family in _TELL_TALES:
-        if any(re.search(pattern, name) for name in state_dict):
+    """Which published family the names of a state dict belong to, or None; most patterns first."""
+    for family, patterns in sorted(_tell_tales.items(), key=lambda item: -len(item[1])):
+        if all(any(re.search(pattern, name) for name in state_dict) for pattern in patterns):
             return family
     return None
 

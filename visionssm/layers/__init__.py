@@ -1,34 +1,27 @@
 """Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
 
+from .block import ResidualBlock
 from .downsample import ConvDownsample, PatchMerging
-from .group_ss2d import GroupSS2D
-from .local_route_mixer import LocalRouteMixer
-from .local_ss2d import LocalSS2D
+from .mamba_mixer import MambaMixer
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
 from .residual_stream import StreamBlock
-from .rotary import RotaryTables
-from .route_gate import RouteGate
-from .route_mixer import RouteMixer
+from .split_linear import split_linear
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
 from .stem import ConvStem, PatchStem
-from .tokens import insert_middle_token, middle_token, remove_middle_token, resample_pos_embed
+from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_tokens, token_positions
 
 __all__ = [
     "SS2D",
     "ConvDownsample",
     "ConvStem",
-    "GroupSS2D",
-    "LocalRouteMixer",
-    "LocalSS2D",
+    "MambaMixer",
     "PatchEmbed",
     "PatchMerging",
     "PatchStem",
-    "RotaryTables",
-    "RouteGate",
-    "RouteMixer",
+    "ResidualBlock",
     "SelectiveSSM",
     "Stage",
     "StreamBlock",
@@ -36,9 +29,11 @@ __all__ = [
     "init_dt_bias_",
     "init_dt_weight_",
     "init_projection_",
-    "insert_middle_token",
-    "middle_token",
-    "remove_middle_token",
+    "insert_tokens",
+    "remove_tokens",
     "resample_pos_embed",
+    "split_linear",
     "state_dtype",
+    "take_tokens",
+    "token_positions",
 ]

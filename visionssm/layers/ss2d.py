@@ -1,10 +1,10 @@
 """The two-dimensional selective-scan mixer of VMamba (arXiv:2401.10166, section 4.2)."""
 
-import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from ..scans import num_routes, scan_table
+from .split_linear import split_linear
 from .ssm import SelectiveSSM
 
 
@@ -21,6 +21,7 @@ class SS2D(nn.Module):
         conv_bias: Bias of the depthwise convolution.
         norm_layer: Norm of the merged routes.
         proj_drop: Dropout after the output projection.
+        route_gate: Merges the routes (b, L, k, dim_inner) to (b, L, dim_inner); they are summed if None.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class SS2D(nn.Module):
         conv_bias: bool = False,
         norm_layer: type[nn.Module] = LayerNorm,
         proj_drop: float = 0.0,
+        route_gate: nn.Module | None = None,
         device=None,
         dtype=None,
     ):
@@ -45,6 +47,7 @@ class SS2D(nn.Module):
         self.conv = nn.Conv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
         self.act = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, num_routes(scan), d_state, dt_rank, **dd)
+        self.route_gate = route_gate
         self.out_norm = norm_layer(dim_inner, **dd)
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -52,21 +55,14 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""
         height, width = x.shape[1], x.shape[2]
-        if self.gated:
-            # two products give two contiguous maps; splitting one product's result would cost a copy in the conv
-            weight, weight_z = self.in_proj.weight.chunk(2)
-            z = self.act(F.linear(x, weight_z))
-            x = F.linear(x, weight)
-        else:
-            z = None
-            x = self.in_proj(x)
+        x, z = split_linear(self.in_proj, x) if self.gated else (self.in_proj(x), None)
         x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        x = self._scan(x.flatten(1, 2), scan_table(self.scan, height, width, x.device)).unflatten(1, (height, width))
-        x = self.out_norm(x)
+        order = scan_table(self.scan, height, width, x.device)
+        if self.route_gate is None:
+            x = self.ssm(x.flatten(1, 2), order)
+        else:
+            x = self.route_gate(self.ssm(x.flatten(1, 2), order, out="route"))
+        x = self.out_norm(x.unflatten(1, (height, width)))
         if z is not None:
-            x = x * z
+            x = x * self.act(z)
         return self.proj_drop(self.out_proj(x))
-
-    def _scan(self, x: Tensor, order: Tensor) -> Tensor:
-        """Scan tokens (b, L, d) along the routes and merge them."""
-        return self.ssm(x, order)

@@ -7,21 +7,22 @@ from torch import Tensor, nn
 
 
 class Stage(nn.Module):
-    """Downsampling (an identity in the first stage), then blocks; optionally recomputes the blocks in the backward.
+    """Downsampling (an identity in the first stage), then blocks, then perhaps a norm.
 
     Args:
         downsample: Halves the map.
-        blocks: Blocks that keep its shape.
+        blocks: Blocks that keep its shape; with `grad_checkpointing` they are recomputed in the backward.
+        norm: Norm of the stage's output, or None.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]):
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.Identity() if norm is None else norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if self.grad_checkpointing:
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.norm(x)

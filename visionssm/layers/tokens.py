@@ -1,4 +1,4 @@
-"""A class token in the middle of the patch tokens, and position embeddings (1, tokens, dim) for other grids."""
+"""Extra tokens (class token, registers) among patch tokens, and position embeddings for other grids."""
 
 import torch
 import torch.nn.functional as F
@@ -7,22 +7,54 @@ from torch import Tensor
 from .._timm_compat import register_notrace_function
 from .ssm import state_dtype
 
-
-def insert_middle_token(x: Tensor, token: Tensor) -> Tensor:
-    """Put a token (1, 1, d) at index L // 2 among the patch tokens (b, L, d); returns (b, L + 1, d)."""
-    middle = x.shape[1] // 2
-    return torch.cat([x[:, :middle], token.expand(x.shape[0], -1, -1), x[:, middle:]], dim=1)
+PLACES = ("first", "middle", "even")
 
 
-def middle_token(x: Tensor) -> Tensor:
-    """The token (b, d) that `insert_middle_token` put among (b, L + 1, d)."""
-    return x[:, (x.shape[1] - 1) // 2]
+def token_positions(num_patches: int, count: int, place: str) -> list[int]:
+    """Where extra tokens stand in the whole sequence.
+
+    Args:
+        num_patches: Number of patch tokens.
+        count: Number of extra tokens.
+        place: "first"; "middle", after half of the patches (Vim, arXiv:2401.09417); "even", each after its share of
+            the patches, the rest at the end (Mamba-Reg, arXiv:2405.14858, section 3.2).
+
+    Raises:
+        ValueError: an unknown place.
+    """
+    if place not in PLACES:
+        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
+    if place == "even":
+        share = num_patches // (count + 1)
+        return [share + i * (share + 1) for i in range(count)]
+    start = num_patches // 2 if place == "middle" else 0
+    return [start + i for i in range(count)]
 
 
-def remove_middle_token(x: Tensor) -> Tensor:
-    """The patch tokens (b, L, d) among (b, L + 1, d)."""
-    middle = (x.shape[1] - 1) // 2
-    return torch.cat([x[:, :middle], x[:, middle + 1 :]], dim=1)
+def insert_tokens(x: Tensor, tokens: Tensor, place: str = "middle") -> Tensor:
+    """Put tokens (1, n, d) among patch tokens (b, L, d); returns (b, L + n, d)."""
+    count = tokens.shape[1]
+    tokens = tokens.expand(x.shape[0], -1, -1)
+    parts, start = [], 0
+    for i, position in enumerate(token_positions(x.shape[1], count, place)):
+        parts += [x[:, start : position - i], tokens[:, i : i + 1]]
+        start = position - i
+    return torch.cat([*parts, x[:, start:]], dim=1)
+
+
+def take_tokens(x: Tensor, count: int = 1, place: str = "middle") -> Tensor:
+    """The tokens (b, n, d) that `insert_tokens` put among (b, L + n, d)."""
+    positions = token_positions(x.shape[1] - count, count, place)
+    return torch.cat([x[:, p : p + 1] for p in positions], dim=1) if count else x[:, :0]
+
+
+def remove_tokens(x: Tensor, count: int = 1, place: str = "middle") -> Tensor:
+    """The patch tokens (b, L, d) among (b, L + n, d)."""
+    parts, start = [], 0
+    for position in token_positions(x.shape[1] - count, count, place):
+        parts.append(x[:, start:position])
+        start = position + 1
+    return torch.cat([*parts, x[:, start:]], dim=1) if parts else x
 
 
 @register_notrace_function  # fx cannot follow a decision on sizes
@@ -30,7 +62,8 @@ def resample_pos_embed(
     pos_embed: Tensor,
     grid: tuple[int, int],
     new_grid: tuple[int, int],
-    with_middle_token: bool,
+    count: int = 0,
+    place: str = "middle",
 ) -> Tensor:
     """Resample a position embedding to another grid, bicubically, as plain models do on fine-tuning.
 
@@ -38,17 +71,16 @@ def resample_pos_embed(
         pos_embed: (1, tokens, d), row by row.
         grid: Rows and columns it was made for.
         new_grid: Rows and columns wanted.
-        with_middle_token: The entry in the middle belongs to a class token and is kept as it is.
+        count: Number of entries that belong to extra tokens and are kept as they are.
+        place: Where they stand, see `token_positions`.
 
     Returns:
         (1, new tokens, d) in the same dtype; the argument itself if the grids are equal.
     """
     if tuple(grid) == tuple(new_grid):
         return pos_embed
-    if with_middle_token:
-        token = middle_token(pos_embed).unsqueeze(1)
-        return insert_middle_token(_resample(remove_middle_token(pos_embed), grid, new_grid), token)
-    return _resample(pos_embed, grid, new_grid)
+    table = _resample(remove_tokens(pos_embed, count, place), grid, new_grid)
+    return insert_tokens(table, take_tokens(pos_embed, count, place), place) if count else table
 
 
 def _resample(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

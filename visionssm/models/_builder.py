@@ -1,18 +1,76 @@
-"""How every family builds its models: timm's builder, with authors' files read safely and TorchScript declined."""
+"""How every family builds its models: the base class of all, what the parts of one share, and timm's builder."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
-from timm.models import build_model_with_cfg
-from torch import nn
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_act_layer, get_norm_layer, trunc_normal_
+from timm.models import build_model_with_cfg, named_apply
+from torch import Tensor, nn
 
-from ..checkpoints import check_checkpoint_file, inert_stand_ins
+from ..checkpoints import (
+    check_checkpoint_file,
+    check_routes,
+    check_state_dict,
+    inert_stand_ins,
+    register_family,
+    unwrap,
+)
+from ..checkpoints.layout import Layout
+from ..errors import nearest
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound="VisionModel")
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What all parts of one model are made with.
+
+    Attributes:
+        act_layer: Activation; called without arguments.
+        norm_layer: Norm; called with the channels.
+        proj_drop: Dropout after projections.
+        dd: Device and dtype of the parameters, as keyword arguments.
+    """
+
+    act_layer: Callable[..., nn.Module] = nn.GELU
+    norm_layer: Callable[..., nn.Module] = nn.LayerNorm
+    proj_drop: float = 0.0
+    dd: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block stands: its stage, its number over all stages, its channels and its rate of stochastic depth."""
+
+    stage: int
+    index: int
+    dim: int
+    drop_path: float
 
 
 class VisionModel(nn.Module):
-    """Base of the model classes; declares what they do not support."""
+    """Base of all models.
+
+    A subclass says what its original's training spared, how its published files are laid out, and which arguments of
+    its base it has no use for.
+    """
+
+    layout: ClassVar[Layout]
+    undecayed: ClassVar[tuple[str, ...]] = ()  # endings of parameters that weight decay spares, beside vectors
+    unused: ClassVar[tuple[str, ...]] = ()  # arguments of the base class that have no meaning here
+    linear_std: ClassVar[float | None] = 0.02  # of the truncated normal that every Linear begins with; None leaves it
+    init_modes: ClassVar[tuple[str, ...]] = ("",)
+    out_indices: ClassVar[int | tuple[int, ...]] = (0, 1, 2, 3)  # default levels of features_only
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "layout" in cls.__dict__ and cls.layout.tell_tale:
+            register_family(cls.__name__, cls.layout.tell_tale)
 
     def __prepare_scriptable__(self):
         raise NotImplementedError(
@@ -20,14 +78,131 @@ class VisionModel(nn.Module):
             "with Python kernels; use torch.compile, torch.export or torch.fx"
         )
 
+    def check_arguments(self, unknown: Mapping[str, Any], weight_init: str, **shared: Any) -> None:
+        """Refuse arguments that no class of the model has, or that its class has no use for.
+
+        Raises:
+            TypeError: an argument is unknown or unused; the message offers the nearest names.
+            ValueError: `weight_init` is unknown.
+        """
+        signatures = [inspect.signature(base.__init__).parameters for base in type(self).__mro__]
+        known = {
+            name: p
+            for s in reversed(signatures)
+            for name, p in s.items()
+            if p.kind is p.KEYWORD_ONLY or p.default != p.empty
+        }
+        for name in self.unused:
+            if name in shared and shared[name] != known[name].default:
+                unknown = {**unknown, name: shared[name]}
+            known.pop(name, None)
+        for name in unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}")
+        if weight_init not in (*self.init_modes, "skip"):
+            allowed = ", ".join(map(repr, (*self.init_modes, "skip")))
+            raise ValueError(f"weight_init must be one of {allowed}, got {weight_init!r}")
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the original training did not decay beyond biases and vectors."""
+        return {name for name, _ in self.named_parameters() if self.undecayed and name.endswith(self.undecayed)}
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initialise as the original does.
+
+        Args:
+            mode: "", or another one that the class knows.
+            needs_reset: Also reset what initialised itself at construction.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        if mode not in self.init_modes:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, self.init_modes))}, got {mode!r}")
+        named_apply(partial(_init_module, linear_std=self.linear_std, needs_reset=needs_reset), self)
+        self.init_own_weights(mode)
+
+    def init_own_weights(self, mode: str) -> None:
+        """What a class initialises in a way of its own, after all modules."""
+
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adapt converted weights to this model's size; a class may also refuse them here."""
+        return state_dict
+
+    @staticmethod
+    def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: "VisionModel") -> dict[str, Tensor]:
+        """Convert a checkpoint, published or our own and of any nesting, to the names and shapes of a model.
+
+        Raises:
+            CheckpointError: the weights do not fill the model exactly, were made for another number of routes, or are
+                of a kind that the family's layout refuses.
+        """
+        source = unwrap(state_dict)
+        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        out = model.adapt_state_dict(model.layout.convert(source, shapes))
+        check_routes(out, model)
+        check_state_dict(out, model, source)
+        return out
+
+
+def _init_module(module: nn.Module, name: str = "", *, linear_std: float | None, needs_reset: bool) -> None:
+    """Truncated normal weights and no bias for a Linear; other modules reset themselves, if they need it."""
+    if isinstance(module, nn.Linear) and linear_std is not None:
+        trunc_normal_(module.weight, std=linear_std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif needs_reset and hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
+def make_kit(act_layer, norm_layer, norm_eps: float | None, proj_drop: float, device, dtype) -> Kit:
+    """Resolve names of layers; `norm_eps` None leaves a norm its own."""
+    norm = get_norm_layer(norm_layer)
+    return Kit(
+        get_act_layer(act_layer),
+        norm if norm_eps is None else partial(norm, eps=norm_eps),
+        proj_drop,
+        {"device": device, "dtype": dtype},
+    )
+
+
+def family_cfg(
+    *,
+    license: str,
+    origin_url: str,
+    paper_name: str,
+    paper_ids: str,
+    first_conv: str,
+    classifier: str | tuple[str, ...],
+    **family: Any,
+) -> Callable[..., dict[str, Any]]:
+    """A function that makes a variant's `default_cfg` from what is its own, over what its family shares."""
+    shared = {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": first_conv,
+        "classifier": classifier,
+        "license": license,
+        "origin_url": origin_url,
+        "paper_name": paper_name,
+        "paper_ids": paper_ids,
+        **family,
+    }
+    return lambda **own: {**shared, **own}
+
 
 def build_model(
     model_cls: type[Model],
     variant: str,
     pretrained: bool,
-    filter_fn: Callable[..., dict],
-    out_indices: tuple[int, ...] = (0, 1, 2, 3),
-    **kwargs: Any,
+    kwargs: dict[str, Any],
+    **args: Any,
 ) -> Model:
     """Build a registered variant through timm.
 
@@ -35,14 +210,16 @@ def build_model(
         model_cls: The model class.
         variant: Name of the variant.
         pretrained: Load the weights that the variant's configuration, or its overlay, names.
-        filter_fn: Maps a checkpoint to the model's own names, strictly.
-        out_indices: Default feature levels of `features_only`.
-        **kwargs: Arguments of timm's builder and of the model class, which refuses unknown ones.
+        kwargs: What the caller asks for: arguments of timm's builder and of the model class; they override `args`.
+        **args: The variant's arguments of the model class.
 
     Raises:
         CheckpointError: the weights do not fit, or the file is none.
+        TypeError: the model class has no such argument.
     """
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    args |= kwargs
+    out_indices = args.pop("out_indices", model_cls.out_indices)
+    overlay = args.get("pretrained_cfg_overlay") or {}
     if pretrained and overlay.get("file") and not overlay.get("custom_load"):
         check_checkpoint_file(overlay["file"])
     with inert_stand_ins():
@@ -50,7 +227,7 @@ def build_model(
             model_cls,
             variant,
             pretrained,
-            pretrained_filter_fn=filter_fn,
+            pretrained_filter_fn=model_cls.checkpoint_filter_fn,
             feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
-            **kwargs,
+            **args,
         )

@@ -1,30 +1,113 @@
-"""What the hierarchical models have in common: a stem, stages, a norm and a head over maps (b, h, w, c)."""
+"""What the hierarchical models have in common: a stem, stages, a norm and a head over maps."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers import get_device_dtype, trunc_normal_
-from timm.models import named_apply
+from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype
 from torch import Tensor, nn
 
 from .._timm_compat import feature_take_indices
-from ._builder import VisionModel
+from ..layers import Stage
+from ._builder import Kit, Place, VisionModel, make_kit
 
 
 class HierarchicalModel(VisionModel):
     """Base of models whose stages shrink the map, for images of any size.
 
-    A subclass sets `num_classes`, `in_chans`, `output_fmt`, `num_features`, `head_hidden_size`, `feature_info`, and the
-    modules `stem`, `stages` (each with `grad_checkpointing`, beginning with its `downsample`), `norm` and `head`.
+    A subclass hands over how its parts are made; everything that is called is given the channels, or the place of a
+    block, and the `Kit` that all parts share. Maps between the parts are (b, h, w, c), or (b, c, h, w) for
+    `output_fmt="NCHW"`.
+
+    Args:
+        dims: Channels of each stage, or of the first one and doubled from stage to stage.
+        depths: Blocks of each stage.
+        stem: stem(in_chans, dim, kit) makes what turns images into the first map; its `stride` is 4 if it has none.
+        downsample: downsample(dim, dim_out, kit) makes what begins every further stage; its `stride` is 2 if it has
+            none.
+        block: block(place, kit) makes a block.
+        stage_norm: End every stage but the last with a norm.
+        norm: norm(dim) makes the norm before the head; `norm_layer` if None.
+        head: head(dim, num_classes, global_pool, drop_rate, kit) makes the head; timm's ClassifierHead if None.
+        output_fmt: "NHWC" or "NCHW".
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for no classifier.
+        global_pool: Pooling before the classifier; "" for none.
+        drop_rate: Dropout before the classifier.
+        proj_drop_rate: Dropout after the projections of mixer and MLP.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
+        act_layer: Activation of stem and MLP, a name or a class.
+        norm_layer: Norm over channels, a name or a class.
+        norm_eps: Epsilon of the norms.
+        weight_init: "" as published, another mode of the class, or "skip".
+
+    Raises:
+        TypeError: an unknown argument.
+        ValueError: an argument is out of its range, or two do not fit each other.
     """
 
-    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise as the original does; `needs_reset` also resets what initialised itself at construction."""
-        if mode:
-            raise ValueError(f"mode must be '', got {mode!r}")
-        named_apply(partial(init_module, needs_reset=needs_reset), self)
+    def __init__(
+        self,
+        dims: int | Sequence[int],
+        depths: Sequence[int],
+        *,
+        stem: Callable[[int, int, Kit], nn.Module],
+        downsample: Callable[[int, int, Kit], nn.Module],
+        block: Callable[[Place, Kit], nn.Module],
+        stage_norm: bool = False,
+        norm: Callable[..., nn.Module] | None = None,
+        head: Callable[[int, int, str, float, Kit], nn.Module] | None = None,
+        output_fmt: str = "NHWC",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | type[nn.Module] = "gelu",
+        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_eps: float | None = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
+        **unknown: Any,
+    ):
+        super().__init__()
+        self.check_arguments(
+            unknown, weight_init, proj_drop_rate=proj_drop_rate, act_layer=act_layer, norm_layer=norm_layer
+        )
+        dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
+        if len(dims) != len(depths):
+            raise ValueError(f"dims and depths must be of one length, got {len(dims)} and {len(depths)}")
+        kit = make_kit(act_layer, norm_layer, norm_eps, proj_drop_rate, device, dtype)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.output_fmt = output_fmt
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.feature_info = []
+
+        self.stem = stem(in_chans, dims[0], kit)
+        reduction = getattr(self.stem, "stride", 4)
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages: list[nn.Module] = []
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            down = downsample(dims[i - 1], dim, kit) if i > 0 else nn.Identity()
+            reduction *= getattr(down, "stride", 2) if i > 0 else 1
+            first = sum(depths[:i])
+            blocks = [block(Place(i, first + j, dim, rates[i][j]), kit) for j in range(depth)]
+            normed = stage_norm and i < len(dims) - 1
+            stages.append(Stage(down, blocks, kit.norm_layer(dim, **kit.dd) if normed else None))
+            self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
+        self.stages = nn.Sequential(*stages)
+        self.norm = (norm or kit.norm_layer)(self.num_features, **kit.dd)
+        self.head = (head or self._classifier_head)(self.num_features, num_classes, global_pool, drop_rate, kit)
+        if weight_init != "skip":
+            self.init_weights(weight_init, needs_reset=False)
+
+    def _classifier_head(self, dim: int, num_classes: int, global_pool: str, drop_rate: float, kit: Kit) -> nn.Module:
+        return ClassifierHead(
+            dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **kit.dd
+        )
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -36,7 +119,7 @@ class HierarchicalModel(VisionModel):
             else [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
+                (r"^norm|^stages\.(\d+)\.norm", (99999,)),
             ],
         )
 
@@ -91,7 +174,9 @@ class HierarchicalModel(VisionModel):
             x = stage(x)
             if i in take_indices:
                 y = self.norm(x) if norm and i == last else x
-                intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
+                if output_fmt != self.output_fmt:
+                    y = y.permute(0, 3, 1, 2) if output_fmt == "NCHW" else y.permute(0, 2, 3, 1)
+                intermediates.append(y.contiguous())
         if intermediates_only:
             return intermediates
         if i == last:
@@ -118,7 +203,7 @@ class HierarchicalModel(VisionModel):
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (b, c, h, w) to the normalised map of the last stage (b, h', w', num_features)."""
+        """Images (b, c, h, w) to the normalised map of the last stage, in `output_fmt`."""
         return self.norm(self.stages(self.stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -128,13 +213,3 @@ class HierarchicalModel(VisionModel):
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) of any size to logits (b, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-def init_module(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
-    """Truncated normal weights and no bias for a Linear; other modules reset themselves, if they need it."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif needs_reset and hasattr(module, "reset_parameters"):
-        module.reset_parameters()

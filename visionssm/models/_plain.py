@@ -1,36 +1,131 @@
-"""What plain models share: one map of patches from stem to head, and perhaps a class token in its middle."""
+"""What plain models share: one map of patches from stem to head, and perhaps a class token among them."""
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from timm.layers import get_device_dtype, to_2tuple
+from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
 from .._timm_compat import feature_take_indices, update_model_input_size
-from ..checkpoints import CheckpointError
-from ..layers.ssm import state_dtype
-from ..layers.tokens import insert_middle_token, middle_token, remove_middle_token, resample_pos_embed
-from ._builder import VisionModel
+from ..errors import CheckpointError
+from ..layers import insert_tokens, remove_tokens, resample_pos_embed, state_dtype, take_tokens
+from ._builder import Kit, Place, VisionModel, make_kit
 
 _logger = logging.getLogger(__name__)
 
 
-class PlainModel(VisionModel):
-    """Patch embedding, position embedding, blocks on a float32 residual stream, norm, classifier.
+class Grid(NamedTuple):
+    """Rows and columns of the map of patches, and what a model computes once for all its blocks."""
 
-    A subclass makes `patch_embed` (`visionssm.layers.PatchEmbed`), `cls_token` (1, 1, d) or None, `pos_embed`
-    (1, tokens, d), `blocks` (`visionssm.layers.StreamBlock`), `norm`, `head_drop`, `head`, `grid_size`, `img_size`,
-    `global_pool`, `num_classes`, `num_features`, `head_hidden_size`, `in_chans` and `feature_info`. Intermediates are
-    the stream after a block, or what the block adds to it if it sets `feature_stream` to False.
+    height: int
+    width: int
+    shared: Any = None
+
+
+class PlainModel(VisionModel):
+    """Base of models of one map: patch and position embedding, blocks on a float32 stream, norm, classifier.
+
+    A subclass hands over how its parts are made; each is given the channels, or a block's place, and the `Kit` that
+    all parts share. Intermediates are the stream after a block, or what the block adds to it.
+
+    Args:
+        embed_dim: Channels of the tokens.
+        depth: Number of blocks.
+        patch_embed: patch_embed(in_chans, dim, kit) makes what turns images into a map; it has `stride` and
+            `grid_size(height, width)`.
+        block: block(place, kit) makes a block, called as `visionssm.layers.StreamBlock`.
+        class_token: Where a class token stands, see `visionssm.layers.token_positions`; None for no class token.
+        feature_stream: Intermediates are the residual stream after a block; else what the block's mixer gives.
+        final_norm: final_norm(dim) makes the last norm; `norm_layer` if None.
+        img_size: Size of the image that the position embedding is made for; other sizes resample it at run time.
+        in_chans: Channels of the image.
+        num_classes: Classes; 0 for no classifier.
+        global_pool: "token" classifies by the class token, "avg" by the mean of the patch tokens; "" pools nothing.
+        drop_rate: Dropout before the classifier.
+        proj_drop_rate: Dropout after the projections of the mixers.
+        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
+        act_layer: Activation of MLPs, a name or a class.
+        norm_layer: Norm over channels, a name or a class.
+        norm_eps: Epsilon of the norms.
+        weight_init: "" as published, another mode of the class, or "skip".
+
+    Raises:
+        TypeError: an unknown argument.
+        ValueError: an argument is out of its range, or two do not fit each other.
     """
 
+    out_indices = 3
     output_fmt = "NLC"
-    feature_stream = True
     grad_checkpointing = False
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        *,
+        patch_embed: Callable[[int, int, Kit], nn.Module],
+        block: Callable[[Place, Kit], nn.Module],
+        class_token: str | None = None,
+        feature_stream: bool = True,
+        final_norm: Callable[..., nn.Module] | None = None,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        act_layer: str | type[nn.Module] = "gelu",
+        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_eps: float | None = 1e-5,
+        weight_init: str = "",
+        device=None,
+        dtype=None,
+        **unknown: Any,
+    ):
+        super().__init__()
+        self.check_arguments(
+            unknown,
+            weight_init,
+            feature_stream=feature_stream,
+            proj_drop_rate=proj_drop_rate,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+        )
+        kit = make_kit(act_layer, norm_layer, norm_eps, proj_drop_rate, device, dtype)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = embed_dim
+        self.feature_stream = feature_stream
+        self.token_place = class_token or "middle"
+
+        self.patch_embed = patch_embed(in_chans, embed_dim, kit)
+        self.img_size = to_2tuple(img_size)
+        self.grid_size = self.patch_embed.grid_size(*self.img_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **kit.dd)) if class_token else None
+        tokens = math.prod(self.grid_size) + self.num_extra_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **kit.dd))
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        self.blocks = nn.Sequential(*(block(Place(0, i, embed_dim, rates[i]), kit) for i in range(depth)))
+        self.feature_info = [
+            dict(num_chs=embed_dim, reduction=self.patch_embed.stride, module=f"blocks.{i}") for i in range(depth)
+        ]
+        self.norm = (final_norm or kit.norm_layer)(embed_dim, **kit.dd)
+        self.check_pool(global_pool)
+        self.global_pool = global_pool
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes, **kit.dd) if num_classes > 0 else nn.Identity()
+        if weight_init != "skip":
+            self.init_weights(weight_init, needs_reset=False)
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Number of tokens that are no patches and have entries of their own in the position embedding."""
+        return 0 if self.cls_token is None else self.cls_token.shape[1]
 
     def check_pool(self, global_pool: str) -> None:
         """Check the name of a pooling.
@@ -42,8 +137,22 @@ class PlainModel(VisionModel):
         if global_pool not in known:
             raise ValueError(f"global_pool must be one of {', '.join(map(repr, known))}, got {global_pool!r}")
 
+    def init_own_weights(self, mode: str) -> None:
+        """Initialise the embeddings; a class adds what it does beside."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.zeros_(self.cls_token)
+
+    def scale_out_proj(self) -> None:
+        """Draw the mixers' last projections anew, smaller with depth, as Mamba does (arXiv:2312.00752, appendix E)."""
+        for block in self.blocks:
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                block.mixer.out_proj.weight /= math.sqrt(len(self.blocks))
+
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names per layer, for layer-wise learning rates."""
         return dict(
             stem=r"^cls_token|^pos_embed|^patch_embed",
             blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
@@ -51,10 +160,12 @@ class PlainModel(VisionModel):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward instead of storing what they need."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
+        """The last layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -64,7 +175,7 @@ class PlainModel(VisionModel):
             self.global_pool = global_pool
         self.num_classes = num_classes
         dd = get_device_dtype(self)
-        head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head = head.train(self.training)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -72,39 +183,72 @@ class PlainModel(VisionModel):
         self.img_size = to_2tuple(img_size)
         grid = self.patch_embed.grid_size(*self.img_size)
         with torch.no_grad():
-            pos_embed = resample_pos_embed(self.pos_embed, self.grid_size, grid, self.cls_token is not None)
+            pos_embed = self.resample_pos_embed(self.pos_embed, self.grid_size, grid)
         self.pos_embed = nn.Parameter(pos_embed, requires_grad=self.pos_embed.requires_grad)
         self.grid_size = grid
         update_model_input_size(self, self.img_size)
 
-    def embed(self, x: Tensor) -> tuple[Tensor, tuple]:
-        """Images (b, c, h, w) to the first state of the stream (b, L, d), and to what `run_block` is given beside it.
+    def resample_pos_embed(self, pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+        """Resample a position embedding (1, tokens, d) from one grid to another; extra tokens keep their entries."""
+        return resample_pos_embed(pos_embed, grid, new_grid, self.num_extra_tokens, self.token_place)
 
-        That is rows and columns of the map, and whatever else a subclass computes once for all blocks.
+    def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resample a checkpoint's position embedding of a square grid to the model's grid.
+
+        Raises:
+            CheckpointError: the position embedding is of no square grid.
         """
+        pos_embed = state_dict.get("pos_embed")
+        if ("cls_token" in state_dict) != (self.cls_token is not None):
+            return state_dict  # the difference of names is reported
+        if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[2] != self.pos_embed.shape[2]:
+            return state_dict
+        if pos_embed.shape[1] == self.pos_embed.shape[1]:
+            return state_dict
+        patches = pos_embed.shape[1] - self.num_extra_tokens
+        side = math.isqrt(max(patches, 0))
+        wanted = " x ".join(map(str, self.grid_size))
+        if side * side != patches:
+            token = " and a class token" if self.cls_token is not None else ""
+            raise CheckpointError(
+                f"the position embedding of the checkpoint has {pos_embed.shape[1]} entries, which is no square grid"
+                f"{token}, so it cannot be resampled to the model's {wanted} patches; build the model with the "
+                "img_size that the checkpoint was trained at, load, then call set_input_size"
+            )
+        message = "the position embedding of the checkpoint is resampled: %d x %d to %s patches"
+        _logger.warning(message, side, side, wanted)
+        return dict(state_dict, pos_embed=self.resample_pos_embed(pos_embed, (side, side), self.grid_size))
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Images (b, c, h, w) to the first state of the stream (b, L, d), and to the grid of their patches."""
         x = self.patch_embed(x)
-        height, width = x.shape[1], x.shape[2]
+        grid = Grid(x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
         if self.cls_token is not None:
-            x = insert_middle_token(x, self.cls_token)
-        pos_embed = resample_pos_embed(self.pos_embed, self.grid_size, (height, width), self.cls_token is not None)
-        return state_dtype(x) + pos_embed, (height, width)
+            x = insert_tokens(x, self.cls_token, self.token_place)
+        pos_embed = self.resample_pos_embed(self.pos_embed, self.grid_size, grid[:2])
+        return state_dtype(x) + pos_embed, grid
 
     def run_block(
         self,
         block: nn.Module,
         x: Tensor,
-        where: tuple,
+        grid: Grid,
         with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         if self.grad_checkpointing:
-            return checkpoint(block, x, *where[:2], with_hidden)
-        return block(x, *where[:2], with_hidden)
+            return checkpoint(block, x, grid.height, grid.width, with_hidden)
+        return block(x, grid.height, grid.width, with_hidden)
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm, in the model's dtype."""
         return self.norm(x.to(self.pos_embed.dtype))
+
+    def split_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (b, L, d) to patch tokens (b, patches, d) and extra tokens (b, n, d)."""
+        count = self.num_extra_tokens
+        return remove_tokens(x, count, self.token_place), take_tokens(x, count, self.token_place)
 
     def forward_intermediates(
         self,
@@ -121,7 +265,7 @@ class PlainModel(VisionModel):
         Args:
             x: Images (b, c, h, w).
             indices: The last n blocks if an integer, all if None, else these blocks.
-            return_prefix_tokens: Return pairs of patch tokens and class token (b, 1, d), or (b, 0, d) without one.
+            return_prefix_tokens: Return pairs of patch tokens and extra tokens (b, n, d).
             norm: Apply the final norm to every intermediate.
             stop_early: Stop after the last block needed.
             output_fmt: "NCHW" for maps, "NLC" for patch tokens.
@@ -129,7 +273,7 @@ class PlainModel(VisionModel):
 
         Returns:
             What `forward_features` returns, and the streams after the blocks (or what the blocks add to them, see
-            `feature_stream`) without the class token; or the latter.
+            `feature_stream`) without extra tokens; or the latter.
 
         Raises:
             ValueError: another output format.
@@ -138,20 +282,17 @@ class PlainModel(VisionModel):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
-        x, where = self.embed(x)
+        x, grid = self.embed(x)
         for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
-            x, hidden = self.run_block(block, x, where, with_hidden=True)
+            x, hidden = self.run_block(block, x, grid, with_hidden=True)
             if i not in take_indices:
                 continue
             y = x if self.feature_stream else hidden
             y = self.finish(y) if norm else y.to(self.pos_embed.dtype)
-            patches = y if self.cls_token is None else remove_middle_token(y)
+            patches, extra = self.split_tokens(y)
             if output_fmt == "NCHW":
-                patches = patches.unflatten(1, where[:2]).permute(0, 3, 1, 2).contiguous()
-            if return_prefix_tokens:
-                prefix = y[:, :0] if self.cls_token is None else middle_token(y).unsqueeze(1)
-                patches = patches, prefix
-            intermediates.append(patches)
+                patches = patches.unflatten(1, grid[:2]).permute(0, 3, 1, 2).contiguous()
+            intermediates.append((patches, extra) if return_prefix_tokens else patches)
         if intermediates_only:
             return intermediates
         return self.finish(x), intermediates
@@ -173,17 +314,17 @@ class PlainModel(VisionModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) to the normalised tokens (b, L, d)."""
-        x, where = self.embed(x)
+        x, grid = self.embed(x)
         for block in self.blocks:
-            x = self.run_block(block, x, where)
+            x = self.run_block(block, x, grid)
         return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens (b, L, d) to (b, d): the class token, or the mean of the patch tokens; unchanged for a pool of ""."""
         if self.global_pool == "token":
-            return middle_token(x)
+            return take_tokens(x, self.num_extra_tokens, self.token_place).flatten(1)
         if self.global_pool == "avg":
-            return (x if self.cls_token is None else remove_middle_token(x)).mean(dim=1)
+            return remove_tokens(x, self.num_extra_tokens, self.token_place).mean(dim=1)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -194,32 +335,3 @@ class PlainModel(VisionModel):
     def forward(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) of any size from a patch on to logits (b, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-def fit_pos_embed(pos_embed: Tensor, model: PlainModel) -> Tensor:
-    """Resample a checkpoint's position embedding of a square grid to the model's grid.
-
-    Args:
-        pos_embed: (1, tokens, d), with an entry for the class token if the model has one.
-        model: The model it shall fit.
-
-    Returns:
-        (1, tokens of the model, d); the argument itself if it fits, or if its channels differ.
-
-    Raises:
-        CheckpointError: it is of no square grid.
-    """
-    expected = model.pos_embed.shape
-    if pos_embed.ndim != 3 or pos_embed.shape[1] == expected[1] or pos_embed.shape[2] != expected[2]:
-        return pos_embed
-    has_token = model.cls_token is not None
-    side = math.isqrt(max(pos_embed.shape[1] - has_token, 0))
-    grid = " x ".join(map(str, model.grid_size))
-    if side * side + has_token != pos_embed.shape[1]:
-        raise CheckpointError(
-            f"the position embedding of the checkpoint has {pos_embed.shape[1]} entries, which is no square grid"
-            f"{' and a class token' if has_token else ''}, so it cannot be resampled to the model's {grid} patches; "
-            "build the model with the img_size that the checkpoint was trained at, load, then call set_input_size"
-        )
-    _logger.warning("the position embedding of the checkpoint is resampled: %d x %d to %s patches", side, side, grid)
-    return resample_pos_embed(pos_embed, (side, side), model.grid_size, has_token)

@@ -8,29 +8,20 @@ block before two classifiers, the second of which was trained by distillation. M
 from stem to head; any input size works.
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import (
-    ConvNormAct,
-    DropPath,
-    LayerNorm,
-    Mlp,
-    calculate_drop_path_rates,
-    get_act_layer,
-    get_norm_layer,
-)
+import torch.nn.functional as F
+from timm.layers import ConvNormAct, LayerNorm, Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..checkpoints import check_state_dict, unwrap
-from ..layers import ConvDownsample, GroupSS2D, Stage
-from ..scans import num_routes
-from ._builder import build_model
+from ..checkpoints import Layout, shifted
+from ..layers import ConvDownsample, ResidualBlock, SelectiveSSM
+from ..scans import num_routes, scan_table
+from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
 
 __all__ = ["GroupMamba"]
@@ -60,6 +51,90 @@ class GroupMambaStem(nn.Module):
         """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
         x = x.contiguous(memory_format=torch.channels_last)
         return self.down(self.conv3(self.conv2(self.conv1(x))).permute(0, 2, 3, 1))
+
+
+class GroupedLinear(nn.Module):
+    """One linear map per group of channels, without bias.
+
+    Args:
+        groups: Number of groups k.
+        dim: Channels of a group.
+        dim_out: Channels of a group after the map.
+    """
+
+    def __init__(self, groups: int, dim: int, dim_out: int, device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, dim_out, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as GroupMamba does its linear layers."""
+        trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., k, dim) to (..., k, dim_out)."""
+        return torch.einsum("...kd,kod->...ko", x, self.weight)
+
+
+class GroupedLayerNorm(nn.Module):
+    """Layer norm of each group of channels, with weights of its own.
+
+    Args:
+        groups: Number of groups k.
+        dim: Channels of a group.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, groups: int, dim: int, eps: float = 1e-5, device=None, dtype=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(groups, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(groups, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise to the plain norm."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., k, dim) along its last axis."""
+        return torch.addcmul(self.bias, F.layer_norm(x, self.weight.shape[1:], eps=self.eps), self.weight)
+
+
+class GroupSS2D(nn.Module):
+    """Gated scan mixer over groups of channels; each group is scanned along one route.
+
+    Args:
+        dim: Channels of the map, a multiple of the number of routes.
+        d_state: States per channel.
+        scan: Name of the scan order; it has as many routes as there are groups.
+    """
+
+    def __init__(self, dim: int, d_state: int = 1, scan: str = "cross", device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        groups = num_routes(scan)
+        if dim % groups:
+            raise ValueError(f"{dim} channels cannot be split into {groups} groups, one for each route of {scan!r}")
+        dim_group = dim // groups
+        self.groups = groups
+        self.scan = scan
+        self.in_proj = GroupedLinear(groups, dim_group, 2 * dim_group, **dd)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.act = nn.SiLU()
+        self.ssm = SelectiveSSM(dim_group, groups, d_state, dt_rank=-(-dim_group // 16), shared_input=False, **dd)
+        self.out_norm = GroupedLayerNorm(groups, dim_group, **dd)
+        self.out_proj = GroupedLinear(groups, dim_group, dim_group, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix a map (b, h, w, dim) of any size; returns (b, h, w, groups, dim / groups)."""
+        height, width = x.shape[1], x.shape[2]
+        x, z = self.in_proj(x.unflatten(-1, (self.groups, -1))).chunk(2, dim=-1)
+        x = self.act(self.conv(x.flatten(3).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        u = x.flatten(1, 2).unflatten(-1, (self.groups, -1))
+        y = self.ssm(u, scan_table(self.scan, height, width, x.device), out="route")
+        return self.out_proj(self.out_norm(y).unflatten(1, (height, width)) * self.act(z))
 
 
 class ModulatedGroupMixer(nn.Module):
@@ -98,7 +173,7 @@ class ModulatedGroupMixer(nn.Module):
         return self.proj_drop(self.proj(self.norm(x.flatten(-2))))
 
 
-class ConvMlp(nn.Module):
+class DwConvMlp(nn.Module):
     """MLP with a 3 x 3 depthwise convolution before the activation.
 
     Args:
@@ -129,45 +204,6 @@ class ConvMlp(nn.Module):
         """(b, h, w, dim) to the same shape."""
         x = self.act(self.conv(self.fc1(x).permute(0, 3, 1, 2)))
         return self.drop(self.fc2(self.drop(x).permute(0, 2, 3, 1)))
-
-
-class GroupMambaBlock(nn.Module):
-    """Residual mixer, which has a norm of its own, and residual MLP."""
-
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        scan: str,
-        drop_path: float = 0.0,
-        proj_drop: float = 0.0,
-        act_layer: type[nn.Module] = nn.GELU,
-        norm_layer: type[nn.Module] = LayerNorm,
-        device=None,
-        dtype=None,
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.mixer = ModulatedGroupMixer(dim, scan, proj_drop, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-        self.norm2 = norm_layer(dim, **dd)
-        self.mlp = ConvMlp(dim, int(mlp_ratio * dim), act_layer=act_layer, drop=proj_drop, **dd)
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.mixer(x))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
-class GroupMambaStage(Stage):
-    """Downsampling, except in the first stage, blocks, and a norm, except in the last."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module):
-        super().__init__(downsample, blocks)
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
 
 
 class ClassBlock(nn.Module):
@@ -258,6 +294,10 @@ class GroupMambaHead(nn.Module):
         return (logits + logits_dist) / 2
 
 
+def _groups(name: str) -> tuple[str, ...]:
+    return tuple(f"mamba_g{group + 1}.{name}" for group in range(_GROUPS))
+
+
 class GroupMamba(HierarchicalModel):
     """GroupMamba (arXiv:2407.13772).
 
@@ -265,50 +305,75 @@ class GroupMamba(HierarchicalModel):
     with `norm` neither: the norm that was trained there belongs to the class token.
 
     Args:
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for no classifier.
-        global_pool: "avg"; or "" to apply the classifiers at every position, without class block.
         dims: Channels of each stage, multiples of 4.
         depths: Blocks of each stage.
         mlp_ratios: Hidden width of the MLPs over channels, for each stage.
         stem_dim: Channels inside the stem.
         distilled: Have a second classifier, to be trained by distillation.
         scan: Name of a scan order of four routes, see `visionssm.scans`; each scans a quarter of the channels.
-        drop_rate: Dropout before the classifiers.
-        proj_drop_rate: Dropout after the projections of mixer and MLP.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
-        act_layer: Activation of the MLPs, a name or a class.
         norm_layer: Norm over channels, a name or a class; mixer, stem and downsampling keep to layer norm.
         norm_eps: Epsilon of `norm_layer`.
-        weight_init: "" as published, or "skip".
+        **shared: Further arguments of `HierarchicalModel`; `global_pool` is "avg", or "" to apply the classifiers at
+            every position, without class block.
 
     Raises:
         ValueError: the scan order has another number of routes, or an argument does not fit another one.
     """
 
+    # there D and the norms of the groups were vectors; A_log, dt_bias and dt_weight were marked but decayed
+    undecayed = (".ssm.D", ".out_norm.weight", ".out_norm.bias")
+    layout = Layout(
+        own=r"^stem\.down\.conv\.weight$",
+        tell_tale=(r"(^|\.)block\d+\.\d+\.attn\.mamba_g\d\.",),
+        stack={
+            "groups.in_proj.weight": _groups("in_proj.weight"),
+            "groups.conv.weight": _groups("conv2d.weight"),
+            "groups.conv.bias": _groups("conv2d.bias"),
+            "groups.ssm.x_proj_weight": _groups("x_proj_weight"),
+            "groups.ssm.dt_weight": _groups("dt_projs_weight"),
+            "groups.ssm.dt_bias": _groups("dt_projs_bias"),
+            "groups.ssm.A_log": _groups("A_logs"),
+            "groups.ssm.D": _groups("Ds"),
+            "groups.out_norm.weight": _groups("out_norm.weight"),
+            "groups.out_norm.bias": _groups("out_norm.bias"),
+            "groups.out_proj.weight": _groups("out_proj.weight"),
+        },
+        names=(
+            (r"^patch_embed1\.conv\.0\.", "stem.conv1.conv."),
+            (r"^patch_embed1\.conv\.1\.", "stem.conv1.bn."),
+            (r"^patch_embed1\.conv\.3\.", "stem.conv2.conv."),
+            (r"^patch_embed1\.conv\.4\.", "stem.conv2.bn."),
+            (r"^patch_embed1\.conv\.6\.", "stem.conv3.conv."),
+            (r"^patch_embed1\.conv\.7\.", "stem.conv3.bn."),
+            (r"^patch_embed1\.proj\.", "stem.down.conv."),
+            (r"^patch_embed1\.norm\.", "stem.down.norm."),
+            # stages count from 1 there
+            (r"^patch_embed(\d+)\.proj\.", shifted("stages.{}.downsample.conv.", -1)),
+            (r"^patch_embed(\d+)\.norm\.", shifted("stages.{}.downsample.norm.", -1)),
+            (r"^block(\d+)\.(\d+)\.", shifted(r"stages.{}.blocks.\2.", -1)),
+            (r"^post_network\.0\.", "head.block."),
+            (r"^norm4\.", "head.norm."),
+            (r"^norm(\d+)\.", shifted("stages.{}.norm.", -1)),
+            (r"^head\.(weight|bias)$", r"head.fc.\1"),
+            (r"^dist_head\.", "head.fc_dist."),
+            (r"\.mlp\.dwconv\.dwconv\.", ".mlp.conv."),
+            (r"\.attn\.(fc[12])\.", r".mixer.affinity.\1."),
+            (r"\.attn\.", ".mixer."),
+        ),
+    )
+
     def __init__(
         self,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         dims: Sequence[int] = (64, 128, 348, 448),
         depths: Sequence[int] = (3, 4, 9, 3),
         mlp_ratios: Sequence[float] = (8, 8, 4, 4),
         stem_dim: int = 32,
         distilled: bool = True,
         scan: str = "cross",
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        act_layer: str | type[nn.Module] = "gelu",
-        norm_layer: str | type[nn.Module] = "layernorm",
+        norm_layer: Any = "layernorm",
         norm_eps: float = 1e-6,
-        weight_init: str = "",
-        device=None,
-        dtype=None,
+        **shared: Any,
     ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
         if num_routes(scan) != _GROUPS:
             raise ValueError(
                 f"GroupMamba scans {_GROUPS} groups of channels along one route each, but scan={scan!r} "
@@ -319,83 +384,49 @@ class GroupMamba(HierarchicalModel):
                 "dims, depths and mlp_ratios must be of one length, got "
                 f"{len(dims)}, {len(depths)} and {len(mlp_ratios)}"
             )
-        if weight_init not in ("", "skip"):
-            raise ValueError(f"weight_init must be '' or 'skip', got {weight_init!r}")
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.scan = scan
-        self.output_fmt = "NHWC"
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.feature_info = []
-        act_layer = get_act_layer(act_layer)
-        norm_layer = partial(get_norm_layer(norm_layer), eps=norm_eps)
 
-        self.stem = GroupMambaStem(in_chans, stem_dim, dims[0], **dd)
-        drop_path_rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        stages = []
-        for i, (dim, depth, mlp_ratio) in enumerate(zip(dims, depths, mlp_ratios, strict=True)):
-            stages.append(
-                GroupMambaStage(
-                    ConvDownsample(dims[i - 1], dim, norm_layer=_MAP_NORM, **dd) if i > 0 else nn.Identity(),
-                    [
-                        GroupMambaBlock(
-                            dim,
-                            mlp_ratio,
-                            scan,
-                            drop_path=drop_path_rates[i][j],
-                            proj_drop=proj_drop_rate,
-                            act_layer=act_layer,
-                            norm_layer=norm_layer,
-                            **dd,
-                        )
-                        for j in range(depth)
-                    ],
-                    norm_layer(dim, **dd) if i < len(dims) - 1 else nn.Identity(),
-                )
+        def block(place: Place, kit: Kit) -> ResidualBlock:
+            dim, dd = place.dim, kit.dd
+            width = int(mlp_ratios[place.stage] * dim)
+            mixer = ModulatedGroupMixer(dim, scan, kit.proj_drop, **dd)
+            mlp = DwConvMlp(dim, width, act_layer=kit.act_layer, drop=kit.proj_drop, **dd)
+            return ResidualBlock(None, mixer, kit.norm_layer(dim, **dd), mlp, place.drop_path)
+
+        def head(dim: int, num_classes: int, global_pool: str, drop_rate: float, kit: Kit) -> GroupMambaHead:
+            return GroupMambaHead(
+                ClassBlock(dim, scan, act_layer=kit.act_layer, norm_layer=kit.norm_layer, **kit.dd),
+                kit.norm_layer(dim, **kit.dd),
+                dim,
+                num_classes,
+                pool_type=global_pool,
+                drop_rate=drop_rate,
+                distilled=distilled,
+                **kit.dd,
             )
-            self.feature_info.append(dict(num_chs=dim, reduction=4 * 2**i, module=f"stages.{i}"))
-        self.stages = nn.Sequential(*stages)
-        self.norm = nn.Identity()  # the one that was trained normalises the class token
-        self.head = GroupMambaHead(
-            ClassBlock(self.num_features, scan, act_layer=act_layer, norm_layer=norm_layer, **dd),
-            norm_layer(self.num_features, **dd),
-            self.num_features,
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=drop_rate,
-            distilled=distilled,
-            **dd,
-        )
-        if weight_init != "skip":
-            self.init_weights(needs_reset=False)
 
-    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise as the original does; `needs_reset` also resets what initialised itself at construction."""
-        super().init_weights(mode, needs_reset)
+        super().__init__(
+            dims,
+            depths,
+            stem=lambda in_chans, dim, kit: GroupMambaStem(in_chans, stem_dim, dim, **kit.dd),
+            downsample=lambda dim, dim_out, kit: ConvDownsample(dim, dim_out, norm_layer=_MAP_NORM, **kit.dd),
+            block=block,
+            stage_norm=True,
+            norm=nn.Identity,  # the one that was trained normalises the class token
+            head=head,
+            norm_layer=norm_layer,
+            norm_eps=norm_eps,
+            **shared,
+        )
+        self.scan = scan
+
+    def init_own_weights(self, mode: str) -> None:
+        """The original draws the convolutions anew."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that the original training did not decay beyond biases and vectors.
-
-        There the skip weights D and the norms of the groups were vectors. A_log, dt_bias and dt_weight were marked but
-        decayed all the same.
-        """
-        spared = (".ssm.D", ".out_norm.weight", ".out_norm.bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names per layer, for layer-wise learning rates."""
-        groups = super().group_matcher(coarse)
-        if not coarse:
-            groups["blocks"].append((r"^stages\.(\d+)\.norm", (99999,)))
-        return groups
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
@@ -428,100 +459,15 @@ class GroupMamba(HierarchicalModel):
         return take_indices
 
 
-_NAMES = (
-    (r"^patch_embed1\.conv\.0\.", "stem.conv1.conv."),
-    (r"^patch_embed1\.conv\.1\.", "stem.conv1.bn."),
-    (r"^patch_embed1\.conv\.3\.", "stem.conv2.conv."),
-    (r"^patch_embed1\.conv\.4\.", "stem.conv2.bn."),
-    (r"^patch_embed1\.conv\.6\.", "stem.conv3.conv."),
-    (r"^patch_embed1\.conv\.7\.", "stem.conv3.bn."),
-    (r"^patch_embed1\.proj\.", "stem.down.conv."),
-    (r"^patch_embed1\.norm\.", "stem.down.norm."),
-    (r"^patch_embed(\d+)\.proj\.", r"stages.\1.downsample.conv."),
-    (r"^patch_embed(\d+)\.norm\.", r"stages.\1.downsample.norm."),
-    (r"^block(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"^post_network\.0\.", "head.block."),
-    (r"^norm4\.", "head.norm."),
-    (r"^norm(\d+)\.", r"stages.\1.norm."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-    (r"^dist_head\.", "head.fc_dist."),
-    (r"\.mlp\.dwconv\.dwconv\.", ".mlp.conv."),
-    (r"\.attn\.(fc[12])\.", r".mixer.affinity.\1."),
-    (r"\.attn\.", ".mixer."),
+_cfg = family_cfg(
+    license="mit",
+    origin_url="https://github.com/amshaker/GroupMamba",
+    paper_name="GroupMamba: Efficient Group-Based Visual State Space Model",
+    paper_ids="arXiv:2407.13772",
+    first_conv="stem.conv1.conv",
+    classifier=("head.fc", "head.fc_dist"),
+    pool_size=(7, 7),
 )
-_GROUP_NAMES = {
-    "x_proj_weight": "ssm.x_proj_weight",
-    "dt_projs_weight": "ssm.dt_weight",
-    "dt_projs_bias": "ssm.dt_bias",
-    "A_logs": "ssm.A_log",
-    "Ds": "ssm.D",
-    "conv2d.weight": "conv.weight",
-    "conv2d.bias": "conv.bias",
-}
-# these have a leading axis in the files; the others get one
-_CONCATENATED = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "conv2d.weight", "conv2d.bias")
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: GroupMamba) -> dict[str, Tensor]:
-    """Convert a published checkpoint to the names of `GroupMamba`, the weights of the groups stacked.
-
-    A state dict of ours passes unchanged.
-
-    Raises:
-        CheckpointError: the weights do not fill the model exactly.
-    """
-    source = unwrap(state_dict)
-    out = source if "stem.down.conv.weight" in source else convert_names(source)
-    check_state_dict(out, model, source)
-    return out
-
-
-def convert_names(source: dict[str, Any]) -> dict[str, Tensor]:
-    """Published names to ours, of a whole model or of a part; stacks the weights of the groups."""
-    out = {}
-    groups: dict[tuple[str, str], dict[int, Tensor]] = {}  # (prefix, kind) -> weights by group
-    for name, value in source.items():
-        new = _convert_name(name)
-        group = re.fullmatch(r"(.*\.mixer\.)mamba_g([1-4])\.(.*)", new)
-        if group:
-            groups.setdefault((group[1], group[3]), {})[int(group[2])] = value
-        else:
-            out[new] = value
-    for (prefix, kind), values in groups.items():
-        if len(values) == _GROUPS:
-            merge = torch.cat if kind in _CONCATENATED else torch.stack
-            out[f"{prefix}groups.{_GROUP_NAMES.get(kind, kind)}"] = merge([values[g + 1] for g in range(_GROUPS)])
-        else:  # leave it to the check of names to say which are missing
-            out.update({f"{prefix}mamba_g{g}.{kind}": value for g, value in values.items()})
-    return out
-
-
-def _convert_name(name: str) -> str:
-    for pattern, new in _NAMES:
-        name = re.sub(pattern, new, name)
-    # stages count from 1 there
-    return re.sub(r"^stages\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.", name)
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv1.conv",
-        "classifier": ("head.fc", "head.fc_dist"),
-        "license": "mit",
-        "origin_url": "https://github.com/amshaker/GroupMamba",
-        "paper_name": "GroupMamba: Efficient Group-Based Visual State Space Model",
-        "paper_ids": "arXiv:2407.13772",
-        **kwargs,
-    }
-
 
 default_cfgs = generate_default_cfgs(
     {
@@ -533,33 +479,33 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create_groupmamba(variant: str, pretrained: bool, **kwargs: Any) -> GroupMamba:
-    return build_model(GroupMamba, variant, pretrained, checkpoint_filter_fn, **kwargs)
-
-
 @register_model
 def groupmamba_tiny(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """GroupMamba-T."""
-    args = dict(dims=(64, 128, 348, 448), depths=(3, 4, 9, 3), stem_dim=32)
-    return _create_groupmamba("groupmamba_tiny", pretrained, **dict(args, **kwargs))
+    return build_model(
+        GroupMamba, "groupmamba_tiny", pretrained, kwargs, dims=(64, 128, 348, 448), depths=(3, 4, 9, 3), stem_dim=32
+    )
 
 
 @register_model
 def groupmamba_small(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """GroupMamba-S."""
-    args = dict(dims=(64, 128, 348, 512), depths=(3, 4, 16, 3), stem_dim=64)
-    return _create_groupmamba("groupmamba_small", pretrained, **dict(args, **kwargs))
+    return build_model(
+        GroupMamba, "groupmamba_small", pretrained, kwargs, dims=(64, 128, 348, 512), depths=(3, 4, 16, 3), stem_dim=64
+    )
 
 
 @register_model
 def groupmamba_base(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """GroupMamba-B."""
-    args = dict(dims=(96, 192, 424, 512), depths=(3, 6, 21, 3), stem_dim=64)
-    return _create_groupmamba("groupmamba_base", pretrained, **dict(args, **kwargs))
+    return build_model(
+        GroupMamba, "groupmamba_base", pretrained, kwargs, dims=(96, 192, 424, 512), depths=(3, 6, 21, 3), stem_dim=64
+    )
 
 
 @register_model
 def test_groupmamba(pretrained: bool = False, **kwargs: Any) -> GroupMamba:
     """A pico variant for tests and demonstrations; there are no weights."""
-    args = dict(dims=(20, 32, 48, 64), depths=(1, 1, 2, 1), stem_dim=8)
-    return _create_groupmamba("test_groupmamba", pretrained, **dict(args, **kwargs))
+    return build_model(
+        GroupMamba, "test_groupmamba", pretrained, kwargs, dims=(20, 32, 48, 64), depths=(1, 1, 2, 1), stem_dim=8
+    )

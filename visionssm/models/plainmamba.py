@@ -8,30 +8,26 @@ There is no class token and no MLP. Images of any size work: the patch embedding
 resampled.
 """
 
-import logging
 import math
 import re
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ConvNormAct, calculate_drop_path_rates, get_norm_layer, to_2tuple, trunc_normal_
-from timm.models import generate_default_cfgs, named_apply, register_model
+from timm.layers import ConvNormAct, get_norm_layer, trunc_normal_
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..checkpoints import check_state_dict, unwrap
-from ..layers import StreamBlock, init_a_log_, init_dt_bias_, init_dt_weight_, resample_pos_embed, state_dtype
+from ..checkpoints import Layout
+from ..layers import StreamBlock, init_a_log_, init_dt_bias_, init_dt_weight_, split_linear, state_dtype
 from ..ops import selective_scan
 from ..scans import direction_table, inverse_table, scan_table
-from ._builder import build_model
+from ._builder import Kit, Place, build_model, family_cfg
 from ._plain import PlainModel
 
 __all__ = ["PlainMamba"]
 
-_logger = logging.getLogger(__name__)
 _DIRECTIONS = 5  # start or jump, right, left, up, down
 _STEM_DIM = 64
 
@@ -134,8 +130,8 @@ class DirectionalMixer(nn.Module):
             steps = inverse_table(self.scan, height, width, u.device).clamp(min=0)
             codes = codes.gather(1, steps.long())
         delta, b, c = self.x_proj(u).split(self.splits, dim=-1)
-        # all routes share the step size, so it is expanded once; its bias is added inside the scan
-        delta = F.linear(delta, self.dt_proj.weight)
+        # all routes share the step size, so it is expanded once; its bias is added here and again inside the scan
+        delta = self.dt_proj(delta)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
             u,
@@ -144,7 +140,7 @@ class DirectionalMixer(nn.Module):
             b,
             c,
             state_dtype(self.D),
-            2 * state_dtype(self.dt_proj.bias),
+            state_dtype(self.dt_proj.bias),
             order=order,
             index=self.scan_index,
             out=out,
@@ -158,10 +154,8 @@ class DirectionalMixer(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Mix the tokens (b, L, dim) of a map of height x width."""
-        # two products give two contiguous maps; splitting one product's result would cost a copy in the conv
-        (weight, weight_z), (bias, bias_z) = self.in_proj.weight.chunk(2), self.in_proj.bias.chunk(2)
-        u = self.convolve(F.linear(x, weight, bias), height, width)
-        y = self.ssm(u, height, width) * self.act(F.linear(x, weight_z, bias_z))
+        x, z = split_linear(self.in_proj, x)
+        y = self.ssm(self.convolve(x, height, width), height, width) * self.act(z)
         return self.proj_drop(self.out_proj(y))
 
 
@@ -189,17 +183,19 @@ class PlainMambaBlock(StreamBlock):
         return (x, hidden) if with_hidden else x
 
 
+def _stem_conv(match: re.Match) -> str:
+    """Three layers to a convolution of the stem: conv, norm, activation."""
+    index, kind = divmod(int(match[1]), 3)
+    return f"patch_embed.convs.{index}.{('conv', 'bn', 'act')[kind]}.{match[2]}"
+
+
 class PlainMamba(PlainModel):
     """PlainMamba (arXiv:2403.17695).
 
     Args:
-        img_size: Size of the image that the position embedding is made for; other sizes resample it at run time.
-        patch_size: Side of a patch, even.
-        in_chans: Channels of the image.
-        num_classes: Classes; 0 for no classifier.
-        global_pool: "avg" classifies by the mean of the tokens; "" pools nothing.
         embed_dim: Channels of the tokens.
         depth: Number of blocks.
+        patch_size: Side of a patch, even.
         stem_depth: Number of 3 x 3 convolutions in the stem.
         conv_blocks: Blocks that end in a depthwise convolution.
         d_state: States per channel of the scan.
@@ -208,26 +204,43 @@ class PlainMamba(PlainModel):
         scan: Name of the scan order, see `visionssm.scans`; its routes share all parameters.
         scan_index: "step": step t of every route takes delta, B and C of token t, as published; "token": of the token
             that it reads. None takes "step" for orders that visit every token once, and "token" for the others.
-        drop_rate: Dropout before the classifier.
-        proj_drop_rate: Dropout after the projections of the mixers.
-        drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
         norm_layer: Norm over channels, a name or a class.
-        weight_init: "" as the paper's code means to; "published" as it does, where the classifier's rule for linear
-            layers overwrites the initial step sizes; or "skip".
+        **shared: Further arguments of `PlainModel`. `weight_init` is "" as the paper's code means to; "published" as it
+            does, where the classifier's rule for linear layers overwrites the initial step sizes; or "skip".
 
     Raises:
         ValueError: an argument is out of its range, or "step" is asked for a scan order that skips or repeats tokens.
     """
 
+    undecayed = ("pos_embed", ".A_log", ".D", ".direction_B")
+    unused = ("act_layer", "norm_eps", "feature_stream")
+    init_modes = ("", "published")
+    layout = Layout(
+        own=r"^blocks\.0\.mixer\.direction_B$",
+        tell_tale=(r"(^|\.)layers\.\d+\.mamba\.direction_Bs$",),
+        names=(
+            (r"^backbone\.", ""),
+            (r"^patch_embed\.convs\.(\d+)\.(\w+)$", _stem_conv),
+            (r"^patch_embed\.stem\.0\.", "patch_embed.stem.conv."),
+            (r"^patch_embed\.stem\.1\.", "patch_embed.stem.bn."),
+            (r"^patch_embed\.projection\.", "patch_embed.proj."),
+            (r"^layers\.(\d+)\.dw\.0\.", r"blocks.\1.conv.conv."),
+            (r"^layers\.(\d+)\.dw\.1\.", r"blocks.\1.conv.bn."),
+            (r"^layers\.(\d+)\.mamba\.conv2d\.", r"blocks.\1.mixer.conv."),
+            (r"^layers\.(\d+)\.mamba\.direction_Bs$", r"blocks.\1.mixer.direction_B"),
+            (r"^layers\.(\d+)\.mamba\.", r"blocks.\1.mixer."),
+            (r"^layers\.", "blocks."),
+            (r"^ln1\.", "norm."),
+            (r"^head\.fc\.", "head."),
+        ),
+        drop="^ema_",  # the copies that an EMA hook leaves
+    )
+
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
         embed_dim: int = 192,
         depth: int = 24,
+        patch_size: int = 16,
         stem_depth: int = 1,
         conv_blocks: Collection[int] = (0,),
         d_state: int = 16,
@@ -235,72 +248,40 @@ class PlainMamba(PlainModel):
         expand: int = 2,
         scan: str = "snake",
         scan_index: str | None = None,
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        norm_layer: str | type[nn.Module] = "layernorm",
-        weight_init: str = "",
-        device=None,
-        dtype=None,
+        norm_layer: Any = "layernorm",
+        **shared: Any,
     ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        scan_index = _check_scan_index(scan, scan_index)
+        index = _check_scan_index(scan, scan_index)
         if not set(conv_blocks) <= set(range(depth)):
             raise ValueError(f"conv_blocks must be numbers of blocks, from 0 to {depth - 1}, got {list(conv_blocks)}")
-        if weight_init not in ("", "published", "skip"):
-            raise ValueError(f"weight_init must be '', 'published' or 'skip', got {weight_init!r}")
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.scan = scan
-        self.cls_token = None
-        self.num_features = self.head_hidden_size = embed_dim
-        norm_layer = get_norm_layer(norm_layer)
 
-        self.patch_embed = ConvPatchEmbed(in_chans, embed_dim, patch_size, stem_depth, **dd)
-        self.img_size = to_2tuple(img_size)
-        self.grid_size = self.patch_embed.grid_size(*self.img_size)
-        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid_size), embed_dim, **dd))
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
-        self.blocks = nn.Sequential(
-            *(
-                PlainMambaBlock(
-                    norm_layer(embed_dim, eps=1e-5, **dd),
-                    DirectionalMixer(embed_dim, d_state, d_conv, expand, scan, scan_index, proj_drop_rate, **dd),
-                    rates[i],
-                    ConvNormAct(embed_dim, embed_dim, 3, padding=1, groups=embed_dim, act_layer=nn.GELU, **dd)
-                    if i in conv_blocks
-                    else None,
-                )
-                for i in range(depth)
-            )
+        def block(place: Place, kit: Kit) -> PlainMambaBlock:
+            dim, dd = place.dim, kit.dd
+            conv = None
+            if place.index in conv_blocks:
+                conv = ConvNormAct(dim, dim, 3, padding=1, groups=dim, act_layer=nn.GELU, **dd)
+            mixer = DirectionalMixer(dim, d_state, d_conv, expand, scan, index, kit.proj_drop, **dd)
+            return PlainMambaBlock(kit.norm_layer(dim, **dd), mixer, place.drop_path, conv)
+
+        super().__init__(
+            embed_dim,
+            depth,
+            patch_embed=lambda in_chans, dim, kit: ConvPatchEmbed(in_chans, dim, patch_size, stem_depth, **kit.dd),
+            block=block,
+            final_norm=lambda dim, **dd: get_norm_layer(norm_layer)(dim, eps=1e-6, **dd),
+            norm_layer=norm_layer,
+            **shared,
         )
-        self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=f"blocks.{i}") for i in range(depth)]
-        self.norm = norm_layer(embed_dim, eps=1e-6, **dd)
-        self.check_pool(global_pool)
-        self.global_pool = global_pool
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        if weight_init != "skip":
-            self.init_weights(weight_init, needs_reset=False)
+        self.scan = scan
 
-    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initialise as `weight_init` says; `needs_reset` also resets what initialised itself at construction."""
-        if mode not in ("", "published"):
-            raise ValueError(f"mode must be '' or 'published', got {mode!r}")
-        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
-        trunc_normal_(self.pos_embed, std=0.02)
+    def init_own_weights(self, mode: str) -> None:
+        """Initialise the position embedding and the classifier, and the step sizes unless `mode` is "published"."""
+        super().init_own_weights(mode)
         if mode == "":
             for block in self.blocks:
                 block.mixer.reset_step_size()
         if isinstance(self.head, nn.Linear):
             nn.init.normal_(self.head.weight, std=0.01)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that the original training did not decay beyond norms and biases."""
-        spared = ("pos_embed", ".A_log", ".D", ".direction_B")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
 
 def _check_scan_index(scan: str, scan_index: str | None) -> str:
@@ -318,127 +299,51 @@ def _check_scan_index(scan: str, scan_index: str | None) -> str:
     return scan_index or ("step" if permutation else "token")
 
 
-def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif needs_reset and hasattr(module, "reset_parameters"):
-        module.reset_parameters()
-
-
-_NAMES = (
-    (r"^backbone\.", ""),
-    (r"^patch_embed\.stem\.0\.", "patch_embed.stem.conv."),
-    (r"^patch_embed\.stem\.1\.", "patch_embed.stem.bn."),
-    (r"^patch_embed\.projection\.", "patch_embed.proj."),
-    (r"^layers\.(\d+)\.dw\.0\.", r"blocks.\1.conv.conv."),
-    (r"^layers\.(\d+)\.dw\.1\.", r"blocks.\1.conv.bn."),
-    (r"^layers\.(\d+)\.mamba\.conv2d\.", r"blocks.\1.mixer.conv."),
-    (r"^layers\.(\d+)\.mamba\.direction_Bs$", r"blocks.\1.mixer.direction_B"),
-    (r"^layers\.(\d+)\.mamba\.", r"blocks.\1.mixer."),
-    (r"^layers\.", "blocks."),
-    (r"^ln1\.", "norm."),
-    (r"^head\.fc\.", "head."),
+_cfg = family_cfg(
+    license="apache-2.0",
+    origin_url="https://github.com/ChenhongyiYang/PlainMamba",
+    paper_name="PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition",
+    paper_ids="arXiv:2403.17695",
+    first_conv="patch_embed.stem.conv",
+    classifier="head",
 )
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: PlainMamba) -> dict[str, Tensor]:
-    """Convert a published checkpoint to the names of `PlainMamba`; the copies that an EMA hook left in it are dropped.
-
-    A state dict of ours passes unchanged. A position embedding of another square grid is resampled.
-
-    Raises:
-        CheckpointError: the weights do not fill the model exactly.
-    """
-    source = unwrap(state_dict)
-    out = {convert_name(name): value for name, value in source.items() if not name.startswith("ema_")}
-    pos_embed = out.get("pos_embed")
-    if pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[1] != model.pos_embed.shape[1]:
-        side = math.isqrt(pos_embed.shape[1])
-        if side * side == pos_embed.shape[1]:
-            _logger.warning(
-                "the position embedding of the checkpoint is resampled: %d x %d to %s patches",
-                side,
-                side,
-                " x ".join(map(str, model.grid_size)),
-            )
-            out["pos_embed"] = resample_pos_embed(pos_embed, (side, side), model.grid_size, with_middle_token=False)
-    check_state_dict(out, model, source)
-    return out
-
-
-def convert_name(name: str) -> str:
-    """A published parameter's name to ours; ours to itself."""
-    # three layers to a convolution of the stem: conv, norm, activation
-    conv = re.fullmatch(r"(?:backbone\.)?patch_embed\.convs\.(\d+)\.(\w+)", name)
-    if conv:
-        index, kind = divmod(int(conv[1]), 3)
-        return f"patch_embed.convs.{index}.{('conv', 'bn', 'act')[kind]}.{conv[2]}"
-    for pattern, new in _NAMES:
-        name = re.sub(pattern, new, name)
-    return name
-
-
-def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
-    hub = {"hf_hub_id": "ChenhongyiYang/PlainMamba", "hf_hub_filename": file} if file else {}
-    return {
-        **hub,
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.stem.conv",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/ChenhongyiYang/PlainMamba",
-        "paper_name": "PlainMamba: Improving Non-Hierarchical Mamba in Visual Recognition",
-        "paper_ids": "arXiv:2403.17695",
-        **kwargs,
-    }
-
+_HUB = "ChenhongyiYang/PlainMamba"
 
 default_cfgs = generate_default_cfgs(
     {
-        "plainmamba_l1.in1k": _cfg("l1.pth"),
-        "plainmamba_l2.in1k": _cfg("l2.pth"),
-        "plainmamba_l3.in1k": _cfg("l3.pth"),
+        "plainmamba_l1.in1k": _cfg(hf_hub_id=_HUB, hf_hub_filename="l1.pth"),
+        "plainmamba_l2.in1k": _cfg(hf_hub_id=_HUB, hf_hub_filename="l2.pth"),
+        "plainmamba_l3.in1k": _cfg(hf_hub_id=_HUB, hf_hub_filename="l3.pth"),
         "test_plainmamba.untrained": _cfg(input_size=(3, 64, 64)),
     }
 )
 
 
-def _create_plainmamba(variant: str, pretrained: bool, **kwargs: Any) -> PlainMamba:
-    out_indices = kwargs.pop("out_indices", 3)
-    return build_model(PlainMamba, variant, pretrained, checkpoint_filter_fn, out_indices=out_indices, **kwargs)
-
-
 @register_model
 def plainmamba_l1(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
     """PlainMamba-L1."""
-    args = dict(embed_dim=192, depth=24, stem_depth=1, conv_blocks=(0,))
-    return _create_plainmamba("plainmamba_l1", pretrained, **dict(args, **kwargs))
+    return build_model(
+        PlainMamba, "plainmamba_l1", pretrained, kwargs, embed_dim=192, depth=24, stem_depth=1, conv_blocks=(0,)
+    )
 
 
 @register_model
 def plainmamba_l2(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
     """PlainMamba-L2."""
-    args = dict(embed_dim=384, depth=24, stem_depth=2, conv_blocks=())
-    return _create_plainmamba("plainmamba_l2", pretrained, **dict(args, **kwargs))
+    return build_model(
+        PlainMamba, "plainmamba_l2", pretrained, kwargs, embed_dim=384, depth=24, stem_depth=2, conv_blocks=()
+    )
 
 
 @register_model
 def plainmamba_l3(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
     """PlainMamba-L3."""
-    args = dict(embed_dim=448, depth=36, stem_depth=2, conv_blocks=())
-    return _create_plainmamba("plainmamba_l3", pretrained, **dict(args, **kwargs))
+    return build_model(
+        PlainMamba, "plainmamba_l3", pretrained, kwargs, embed_dim=448, depth=36, stem_depth=2, conv_blocks=()
+    )
 
 
 @register_model
 def test_plainmamba(pretrained: bool = False, **kwargs: Any) -> PlainMamba:
     """A pico variant for tests and demonstrations; there are no weights."""
-    args = dict(img_size=64, embed_dim=48, depth=4, d_state=8)
-    return _create_plainmamba("test_plainmamba", pretrained, **dict(args, **kwargs))
+    return build_model(PlainMamba, "test_plainmamba", pretrained, kwargs, img_size=64, embed_dim=48, depth=4, d_state=8)

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import causal_conv1d
@@ -11,7 +10,7 @@ from ..scans import num_routes, scan_table
 from .ssm import SelectiveSSM
 
 
-class RouteMixer(nn.Module):
+class MambaMixer(nn.Module):
     """Projection; causal convolution and scan along each route; gate; merge; projection.
 
     Args:
@@ -23,6 +22,7 @@ class RouteMixer(nn.Module):
         with_middle_token: There is a class token in the middle of the tokens; every route reads it at that same step.
         average: Merge the routes by their mean, not their sum.
         proj_drop: Dropout after the output projection.
+        route_gate: Merges the gated routes (b, L, k, channels) to (b, L, channels); None sums or averages them.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class RouteMixer(nn.Module):
         with_middle_token: bool = False,
         average: bool = False,
         proj_drop: float = 0.0,
+        route_gate: nn.Module | None = None,
         device=None,
         dtype=None,
     ):
@@ -47,7 +48,9 @@ class RouteMixer(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * dim_inner, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(routes, dim_inner, d_conv, **dd))
         self.conv_bias = nn.Parameter(torch.empty(routes, dim_inner, **dd))
+        self.act = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, routes, d_state, math.ceil(dim / 16), shared_input=False, **dd)
+        self.route_gate = route_gate
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.reset_parameters()
@@ -62,24 +65,17 @@ class RouteMixer(nn.Module):
         """Scan table (routes, steps) of a map, class token included."""
         return scan_table(self.scan, height, width, device, self.with_middle_token)
 
-    def merge(self, u: Tensor, gate: Tensor, order: Tensor) -> Tensor:
-        """Scan, gate and merge the routes.
-
-        Args:
-            u: Input of the scan by step (b, T, routes, channels).
-            gate: Gate by token (b, L, channels).
-            order: Scan table (routes, T).
-
-        Returns:
-            (b, L, channels).
-        """
-        # every route has the same gate, so the merged routes are gated once
-        y = self.ssm(u, order, num_tokens=gate.shape[1], by_step=True) * gate
-        return y / self.ssm.routes if self.average else y
-
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Mix the tokens (b, L, d) of a map of height x width."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         order = self.order(height, width, x.device)
-        u = F.silu(causal_conv1d(u, self.conv_weight, self.conv_bias, order))
-        return self.proj_drop(self.out_proj(self.merge(u, F.silu(z), order)))
+        u = self.act(causal_conv1d(u, self.conv_weight, self.conv_bias, order))
+        gate = self.act(z)
+        if self.route_gate is None:
+            # every route has the same gate, so the merged routes are gated once
+            y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True) * gate
+            y = y / self.ssm.routes if self.average else y
+        else:
+            y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
+            y = self.route_gate(y * gate.unsqueeze(2))
+        return self.proj_drop(self.out_proj(y))
