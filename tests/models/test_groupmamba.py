@@ -10,9 +10,9 @@ import torch
 from timm.task import TokenDistillationTask
 
 import visionssm  # noqa: F401
-from visionssm.layers import GroupSS2D
-from visionssm.models import CheckpointError, vmamba
-from visionssm.models.groupmamba import GroupMamba, checkpoint_filter_fn
+from visionssm.models import CheckpointError
+from visionssm.models._builder import VisionModel
+from visionssm.models.groupmamba import GroupMamba, GroupSS2D
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VARIANTS = ["groupmamba_tiny", "groupmamba_small", "groupmamba_base"]
@@ -51,7 +51,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(layout):
     source = published()
-    loaded = checkpoint_filter_fn(LAYOUTS[layout](source), custom())
+    loaded = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](source), custom())
     theirs, ours = "block2.0.attn.mamba_g", "stages.1.blocks.0.mixer.groups."
     for g in range(4):
         assert torch.equal(loaded[f"{ours}in_proj.weight"][g], source[f"{theirs}{g + 1}.in_proj.weight"])
@@ -64,7 +64,7 @@ def test_published_layouts(layout):
 def test_published_names_and_shapes(name):
     keys = json.loads((DATA / "keys" / f"{name}.json").read_text())["keys"]
     model = timm.create_model(name, device="meta")
-    converted = checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
+    converted = VisionModel.checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -72,24 +72,24 @@ def test_a_missing_group_is_named():
     state = published()
     del state["block3.1.attn.mamba_g2.Ds"]
     with pytest.raises(CheckpointError, match=r"stages\.2\.blocks\.1\.mixer\.groups\.ssm\.D") as error:
-        checkpoint_filter_fn(state, custom())
+        VisionModel.checkpoint_filter_fn(state, custom())
     assert "mamba_g1.Ds" in str(error.value)
 
 
 def test_a_file_without_the_second_classifier_is_refused():
     state = {k: v for k, v in published().items() if not k.startswith("dist_head")}
     with pytest.raises(CheckpointError, match=r"head\.fc_dist\.weight"):
-        checkpoint_filter_fn(state, custom())
-    checkpoint_filter_fn(state, custom(distilled=False))
+        VisionModel.checkpoint_filter_fn(state, custom())
+    VisionModel.checkpoint_filter_fn(state, custom(distilled=False))
 
 
 def test_another_family_is_recognised():
     with pytest.raises(CheckpointError, match="names are those of a GroupMamba file"):
-        vmamba.checkpoint_filter_fn(published(), timm.create_model("test_vmamba"))
+        VisionModel.checkpoint_filter_fn(published(), timm.create_model("test_vmamba"))
     keys = json.loads((DATA / "keys" / "vmamba_tiny_s1l8.json").read_text())["keys"]
     state = {k: torch.empty(shape, device="meta") for k, shape in keys}
     with pytest.raises(CheckpointError, match="names are those of a VMamba file"):
-        checkpoint_filter_fn(state, custom())
+        VisionModel.checkpoint_filter_fn(state, custom())
 
 
 def test_classes_and_channels_are_adapted():

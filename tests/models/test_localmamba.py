@@ -11,9 +11,9 @@ from timm.models._features_fx import create_feature_extractor, get_graph_node_na
 from torch import nn
 
 import visionssm
-from visionssm.layers import LocalSS2D, RotaryTables
 from visionssm.models import CheckpointError
-from visionssm.models.localmamba import LocalVim, LocalVMamba, checkpoint_filter_fn, scan_names
+from visionssm.models._builder import VisionModel
+from visionssm.models.localmamba import LocalVim, LocalVMamba, RotaryTables, scan_names
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 NAMES = {ours: theirs for theirs, ours in json.loads((DATA / "names.json").read_text()).items() if "local" in ours}
@@ -67,11 +67,11 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(published, layout):
     source, model = published
-    plain = checkpoint_filter_fn(source, model)
-    wrapped = checkpoint_filter_fn(LAYOUTS[layout](source), model)
+    plain = VisionModel.checkpoint_filter_fn(source, model)
+    wrapped = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](source), model)
     assert plain.keys() == wrapped.keys() == model.state_dict().keys()
     assert all(torch.equal(plain[k], wrapped[k]) for k in plain)
-    again = checkpoint_filter_fn(plain, model)
+    again = VisionModel.checkpoint_filter_fn(plain, model)
     assert all(torch.equal(plain[k], again[k]) for k in plain)
     model.load_state_dict(plain, strict=True)
 
@@ -79,7 +79,7 @@ def test_published_layouts(published, layout):
 @pytest.mark.parametrize("name", NAMES)
 def test_published_names_and_shapes(name):
     model = timm.create_model(name, device="meta")
-    converted = checkpoint_filter_fn(meta_weights(NAMES[name]), model)
+    converted = VisionModel.checkpoint_filter_fn(meta_weights(NAMES[name]), model)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -100,7 +100,7 @@ def test_authors_file(name, tmp_path):
     torch.save({"state_dict": source, "epoch": 299}, tmp_path / "authors.ckpt")
     overlay = dict(file=str(tmp_path / "authors.ckpt"))
     loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    expected = checkpoint_filter_fn(source, timm.create_model(name, device="meta"))
+    expected = VisionModel.checkpoint_filter_fn(source, timm.create_model(name, device="meta"))
     assert all(torch.equal(v, expected[k]) for k, v in loaded.state_dict().items())
     other = timm.create_model(name, pretrained=True, num_classes=3, in_chans=1, pretrained_cfg_overlay=overlay)
     assert other.get_classifier().out_features == 3
@@ -109,7 +109,7 @@ def test_authors_file(name, tmp_path):
 def test_routes_keep_a_matrix_each():
     # on CPUs the original's four A_log share one memory, and loading leaves all equal to the last one
     source, model = golden("local_vim_custom_a")
-    model.load_state_dict(checkpoint_filter_fn(source, model))
+    model.load_state_dict(VisionModel.checkpoint_filter_fn(source, model))
     for k, route in enumerate(model.blocks[0].mixer.ssm.A_log):
         assert torch.equal(route, source[f"layers.0.mixer.A_log_{k}"])
     assert not torch.equal(model.blocks[0].mixer.ssm.A_log[0], model.blocks[0].mixer.ssm.A_log[3])
@@ -119,7 +119,7 @@ class TestRefused:
     @pytest.mark.parametrize("name", VIM)
     def test_the_link_of_localvim_small(self, name):
         with pytest.raises(CheckpointError, match="load it as localvmamba_small"):
-            checkpoint_filter_fn(meta_weights("local_vssm_small"), timm.create_model(name, device="meta"))
+            VisionModel.checkpoint_filter_fn(meta_weights("local_vssm_small"), timm.create_model(name, device="meta"))
 
     @pytest.mark.parametrize(
         "name, block",
@@ -131,7 +131,7 @@ class TestRefused:
     def test_search_networks(self, name, block):
         state = meta_weights(NAMES[name]) | {f"{block}multi_scan.weights": torch.zeros(8, 1, 1, 1)}
         with pytest.raises(CheckpointError, match="network that searches scan directions"):
-            checkpoint_filter_fn(state, timm.create_model(name, device="meta"))
+            VisionModel.checkpoint_filter_fn(state, timm.create_model(name, device="meta"))
 
     @pytest.mark.parametrize(
         "name, theirs, family",
@@ -143,7 +143,7 @@ class TestRefused:
     )
     def test_other_families(self, name, theirs, family):
         with pytest.raises(CheckpointError, match=f"names are those of a {family} file"):
-            checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
+            VisionModel.checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
 
     @pytest.mark.parametrize(
         "name, theirs",
@@ -154,51 +154,52 @@ class TestRefused:
     )
     def test_with_and_without_class_token(self, name, theirs):
         with pytest.raises(CheckpointError, match="cls_token"):
-            checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
+            VisionModel.checkpoint_filter_fn(meta_weights(theirs), timm.create_model(name, device="meta"))
 
     def test_another_width(self):
         with pytest.raises(CheckpointError, match=r"patch_embed.proj.weight: file \(384, 3, 16, 16\)"):
-            checkpoint_filter_fn(meta_weights("local_vim_small"), timm.create_model("localvim_tiny", device="meta"))
+            model = timm.create_model("localvim_tiny", device="meta")
+            model.checkpoint_filter_fn(meta_weights("local_vim_small"), model)
 
     def test_another_patch_size(self):
         model = timm.create_model("localvim_tiny", patch_size=8, img_size=112, device="meta")
         with pytest.raises(CheckpointError, match="patch_embed.proj.weight: file"):
-            checkpoint_filter_fn(meta_weights("local_vim_tiny"), model)
+            VisionModel.checkpoint_filter_fn(meta_weights("local_vim_tiny"), model)
 
     @pytest.mark.parametrize("name", ["localvim_tiny", "localvmamba_tiny"])
     def test_another_number_of_routes(self, name):
         model = timm.create_model(name, scan="bidirectional", device="meta")
         with pytest.raises(CheckpointError, match="trained with 4 routes, but scan='bidirectional' has 2"):
-            checkpoint_filter_fn(meta_weights(NAMES[name]), model)
+            VisionModel.checkpoint_filter_fn(meta_weights(NAMES[name]), model)
 
     def test_other_rotary_tables(self):
         source, model = golden("local_vim_custom_a")
         source |= {"rope.freqs_cos": model.rope.cos[0], "rope.freqs_sin": model.rope.sin[0] + 0.01}
         with pytest.raises(CheckpointError, match="rope.freqs_sin of the checkpoint differs"):
-            checkpoint_filter_fn(source, model)
+            VisionModel.checkpoint_filter_fn(source, model)
 
     def test_rotary_tables_for_a_model_that_does_not_rotate(self):
         model = timm.create_model("localvim_tiny", rope_size=0, device="meta")
         with pytest.raises(CheckpointError, match="with rotary embedding, but the model has none"):
-            checkpoint_filter_fn(meta_weights("local_vim_tiny"), model)
+            VisionModel.checkpoint_filter_fn(meta_weights("local_vim_tiny"), model)
 
     def test_routes_of_different_shapes(self):
         source, model = golden("local_vim_custom_a")
         source["layers.1.mixer.A_log_2"] = torch.zeros(64, 8)
         with pytest.raises(CheckpointError, match=r"blocks\.1\.mixer\.A_log_2 \(64, 8\)"):
-            checkpoint_filter_fn(source, model)
+            VisionModel.checkpoint_filter_fn(source, model)
 
     def test_a_missing_route(self):
         source, model = golden("local_vim_custom_a")
         del source["layers.1.mixer.dt_proj_2.bias"]
         with pytest.raises(CheckpointError, match=r"blocks\.1\.mixer\.ssm\.dt_bias"):
-            checkpoint_filter_fn(source, model)
+            VisionModel.checkpoint_filter_fn(source, model)
 
     def test_a_position_embedding_of_no_square(self):
         source, model = golden("local_vim_custom_a")
         source["pos_embed"] = torch.zeros(1, 15, 32)
         with pytest.raises(CheckpointError, match="15 entries, which is no square grid"):
-            checkpoint_filter_fn(source, model)
+            VisionModel.checkpoint_filter_fn(source, model)
 
 
 class TestRotaryTables:
@@ -222,8 +223,8 @@ class TestRotaryTables:
 
     def test_tables_of_another_grid_are_dropped_from_files(self):
         source, model = golden("local_vim_custom_a")
-        plain = checkpoint_filter_fn(source, model)
-        out = checkpoint_filter_fn(source | {"rope.freqs_cos": torch.zeros(9, 32)}, model)
+        plain = VisionModel.checkpoint_filter_fn(source, model)
+        out = VisionModel.checkpoint_filter_fn(source | {"rope.freqs_cos": torch.zeros(9, 32)}, model)
         assert out.keys() == plain.keys()
 
     def test_need_four_divisors(self):
@@ -242,7 +243,7 @@ def test_three_ways_to_another_size():
     resized.load_state_dict(small.state_dict())
     resized.set_input_size((96, 64))
     built = timm.create_model("test_localvim", img_size=96).eval()
-    built.load_state_dict(checkpoint_filter_fn(small.state_dict(), built))
+    built.load_state_dict(VisionModel.checkpoint_filter_fn(small.state_dict(), built))
     x = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         expected = small(x)
@@ -255,7 +256,7 @@ def test_three_ways_to_another_size():
 
 def test_middle_class_token_at_another_size():
     source, model = golden("local_vim_custom_b_midcls")
-    model.load_state_dict(checkpoint_filter_fn(source, model))
+    model.load_state_dict(VisionModel.checkpoint_filter_fn(source, model))
     with torch.no_grad():
         assert model(torch.randn(1, 3, 70, 120)).shape == (1, 10)
 
@@ -285,8 +286,10 @@ def test_compilers(kwargs, size):
 def test_columns_are_put_back_where_they_were():
     # the original un-permutes column-wise scans wrongly on rectangles
     torch.manual_seed(0)
-    args = dict(dim=8, dim_inner=16, d_state=4, dt_rank=1, norm_layer=nn.LayerNorm)
-    rows, columns = LocalSS2D(scan="raster+raster_flip", **args), LocalSS2D(scan="vertical+vertical_flip", **args)
+    rows, columns = (
+        LocalVMamba(dims=(8,), depths=(1,), d_state=4, scan=scan).stages[0].blocks[0].mixer
+        for scan in ("raster+raster_flip", "vertical+vertical_flip")
+    )
     columns.load_state_dict(rows.state_dict() | {"conv.weight": rows.conv.weight.transpose(2, 3)})
     x = torch.randn(2, 5, 7, 8)
     with torch.no_grad():

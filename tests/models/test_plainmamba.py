@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import visionssm  # noqa: F401
 from visionssm.models import CheckpointError
-from visionssm.models.plainmamba import DirectionalMixer, PlainMamba, checkpoint_filter_fn
+from visionssm.models._builder import VisionModel
+from visionssm.models.plainmamba import DirectionalMixer, PlainMamba
 from visionssm.ops import selective_scan
 from visionssm.scans import direction_table, scan_table
 
@@ -49,7 +50,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(layout):
     source = published()
-    loaded = checkpoint_filter_fn(LAYOUTS[layout](source), custom())
+    loaded = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](source), custom())
     for ours, theirs in {
         "pos_embed": "backbone.pos_embed",
         "patch_embed.convs.0.bn.running_var": "backbone.patch_embed.convs.1.running_var",
@@ -65,7 +66,7 @@ def test_published_layouts(layout):
 def test_published_names_and_shapes(name):
     keys = json.loads((DATA / "keys" / f"{name}.json").read_text())["keys"]
     model = timm.create_model(name, device="meta")
-    converted = checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
+    converted = VisionModel.checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -73,7 +74,7 @@ def test_another_variant_is_refused_with_a_difference():
     keys = json.loads((DATA / "keys" / "plainmamba_l2.json").read_text())["keys"]
     state = {k: torch.empty(shape, device="meta") for k, shape in keys}
     with pytest.raises(CheckpointError, match="not one of plainmamba_l1") as error:
-        checkpoint_filter_fn(state, timm.create_model("plainmamba_l1", device="meta"))
+        VisionModel.checkpoint_filter_fn(state, timm.create_model("plainmamba_l1", device="meta"))
     assert "blocks.0.conv.conv.weight" in str(error.value)
 
 
@@ -81,14 +82,14 @@ def test_a_segmentation_file_is_refused():
     state = {k: v for k, v in published().items() if not k.startswith("head")}
     state |= {"backbone.norm_layer1.weight": torch.ones(32), "decode_head.conv_seg.bias": torch.ones(150)}
     with pytest.raises(CheckpointError, match="decode_head.conv_seg.bias"):
-        checkpoint_filter_fn(state, custom())
+        VisionModel.checkpoint_filter_fn(state, custom())
 
 
 def test_another_family_is_recognised():
     keys = json.loads((DATA / "keys" / "vim_tiny.json").read_text())["keys"]
     state = {k: torch.empty(shape, device="meta") for k, shape in keys}
     with pytest.raises(CheckpointError, match="names are those of a Vim file"):
-        checkpoint_filter_fn(state, timm.create_model("plainmamba_l1", device="meta"))
+        VisionModel.checkpoint_filter_fn(state, timm.create_model("plainmamba_l1", device="meta"))
 
 
 def test_classes_channels_and_size_are_adapted():

@@ -13,7 +13,8 @@ from timm.layers import DropPath
 import visionssm
 from visionssm.layers import resample_pos_embed
 from visionssm.models import CheckpointError
-from visionssm.models.vim import Vim, VimMixer, checkpoint_filter_fn
+from visionssm.models._builder import VisionModel
+from visionssm.models.vim import Vim, VimMixer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VARIANTS = visionssm.list_models("vim_*")
@@ -73,13 +74,13 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(layout):
     model = small()
-    assert same(checkpoint_filter_fn(LAYOUTS[layout](published(model)), small(weight_init="skip")), model)
+    assert same(VisionModel.checkpoint_filter_fn(LAYOUTS[layout](published(model)), small(weight_init="skip")), model)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_published_names_and_shapes(name):
     model = timm.create_model(name, device="meta")
-    converted = checkpoint_filter_fn(recorded(name), model)
+    converted = VisionModel.checkpoint_filter_fn(recorded(name), model)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -105,15 +106,15 @@ def test_authors_file(tmp_path):
 
 def test_weights_of_stride_8_are_refused_by_a_model_of_stride_16():
     with pytest.raises(CheckpointError, match=r"Vim with stride 8.*27 x 27.*with the ending '_stride8'"):
-        checkpoint_filter_fn(recorded("vim_tiny_stride8"), timm.create_model("vim_tiny", device="meta"))
+        VisionModel.checkpoint_filter_fn(recorded("vim_tiny_stride8"), timm.create_model("vim_tiny", device="meta"))
 
 
 def test_weights_of_stride_16_start_a_model_of_stride_8(caplog):
     # as the published fine-tuning does
     source = small(img_size=224)
     model = small(img_size=224, stride=8)
-    loaded = checkpoint_filter_fn(published(source), model)
-    expected = resample_pos_embed(source.pos_embed, (14, 14), (27, 27), with_middle_token=True)
+    loaded = VisionModel.checkpoint_filter_fn(published(source), model)
+    expected = resample_pos_embed(source.pos_embed, (14, 14), (27, 27), count=1)
     torch.testing.assert_close(loaded["pos_embed"], expected.detach())
     assert "14 x 14 to 27 x 27" in caplog.text
 
@@ -132,7 +133,7 @@ def test_files_from_before_the_middle_class_token_are_refused(class_token, messa
         del state["cls_token"]
         state["pos_embed"] = state["pos_embed"][:, 1:]
     with pytest.raises(CheckpointError, match=message):
-        checkpoint_filter_fn({"model": state}, small(img_size=224))
+        VisionModel.checkpoint_filter_fn({"model": state}, small(img_size=224))
 
 
 @pytest.mark.parametrize(
@@ -141,12 +142,12 @@ def test_files_from_before_the_middle_class_token_are_refused(class_token, messa
 )
 def test_another_family_is_recognised(variant, family):
     with pytest.raises(CheckpointError, match=f"names are those of a {family} file"):
-        checkpoint_filter_fn(recorded(variant), timm.create_model("vim_tiny", device="meta"))
+        VisionModel.checkpoint_filter_fn(recorded(variant), timm.create_model("vim_tiny", device="meta"))
 
 
 def test_another_variant_is_refused_with_a_difference():
     with pytest.raises(CheckpointError, match=r"not one of vim_tiny(.|\n)*cls_token: file \(1, 1, 384\)"):
-        checkpoint_filter_fn(recorded("vim_small"), timm.create_model("vim_tiny", device="meta"))
+        VisionModel.checkpoint_filter_fn(recorded("vim_small"), timm.create_model("vim_tiny", device="meta"))
 
 
 def test_a_missing_entry_is_named_even_if_the_head_is_replaced():
@@ -159,12 +160,12 @@ def test_a_missing_entry_is_named_even_if_the_head_is_replaced():
 def test_position_embedding_of_an_unknown_grid_is_refused():
     state = small(img_size=(64, 96)).state_dict()
     with pytest.raises(CheckpointError, match=r"25 entries, which is no square grid.*set_input_size"):
-        checkpoint_filter_fn(state, small())
+        VisionModel.checkpoint_filter_fn(state, small())
 
 
 def test_weights_of_another_number_of_routes():
     with pytest.raises(CheckpointError, match=r"trained with 2 routes, but scan='cross' has 4"):
-        checkpoint_filter_fn(published(small()), small(scan="cross"))
+        VisionModel.checkpoint_filter_fn(published(small()), small(scan="cross"))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (49, 131), (16, 16)])
@@ -174,7 +175,7 @@ def test_one_resampling_at_run_time_at_load_and_for_good(size, stride):
     with torch.no_grad():
         expected = model(x)
         built = small(stride=stride, img_size=size)
-        built.load_state_dict(checkpoint_filter_fn(published(model), built))
+        built.load_state_dict(VisionModel.checkpoint_filter_fn(published(model), built))
         torch.testing.assert_close(built(x), expected)
         model.set_input_size(size)
         torch.testing.assert_close(model(x), expected)
@@ -184,12 +185,12 @@ def test_one_resampling_at_run_time_at_load_and_for_good(size, stride):
 
 def test_resampling_keeps_the_entry_of_the_class_token():
     table = torch.randn(1, 4 * 6 + 1, 8)
-    new = resample_pos_embed(table, (4, 6), (5, 3), with_middle_token=True)
+    new = resample_pos_embed(table, (4, 6), (5, 3), count=1)
     assert new.shape == (1, 16, 8) and torch.equal(new[:, 7], table[:, 12])
     # a constant grid stays constant whatever the class token's entry is
     table[:] = 1
     table[:, 12] = 100
-    new = resample_pos_embed(table, (4, 6), (5, 3), with_middle_token=True)
+    new = resample_pos_embed(table, (4, 6), (5, 3), count=1)
     torch.testing.assert_close(torch.cat([new[:, :7], new[:, 8:]], 1), torch.ones(1, 15, 8))
 
 

@@ -9,7 +9,8 @@ import torch
 
 import visionssm
 from visionssm.models import CheckpointError
-from visionssm.models.vmamba import VMamba, checkpoint_filter_fn
+from visionssm.models._builder import VisionModel
+from visionssm.models.vmamba import VMamba
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VARIANTS = [n for n in visionssm.list_models("*vmamba*") if (DATA / "keys" / f"{n}.json").exists()]
@@ -82,7 +83,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_published_layouts(layout):
     model = small()
-    loaded = checkpoint_filter_fn(LAYOUTS[layout](published(model)), small())
+    loaded = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](published(model)), small())
     assert loaded.keys() == model.state_dict().keys()
     assert all(torch.equal(loaded[k], v) for k, v in model.state_dict().items())
 
@@ -91,7 +92,7 @@ def test_published_layouts(layout):
 def test_published_names_and_shapes(name):
     keys = json.loads((DATA / "keys" / f"{name}.json").read_text())["keys"]
     model = timm.create_model(name, device="meta")
-    converted = checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
+    converted = VisionModel.checkpoint_filter_fn({k: torch.empty(shape, device="meta") for k, shape in keys}, model)
     assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
@@ -99,7 +100,7 @@ def test_another_variant_is_refused_with_a_difference():
     keys = json.loads((DATA / "keys" / "vmamba_small_s1l20.json").read_text())["keys"]
     state = {k: torch.empty(shape, device="meta") for k, shape in keys}
     with pytest.raises(CheckpointError, match=r"not one of vmamba_tiny_s1l8") as error:
-        checkpoint_filter_fn(state, timm.create_model("vmamba_tiny_s1l8", device="meta"))
+        VisionModel.checkpoint_filter_fn(state, timm.create_model("vmamba_tiny_s1l8", device="meta"))
     assert "stages.2.blocks.8." in str(error.value) and "and 208 more" in str(error.value)
 
 
@@ -107,7 +108,7 @@ def test_another_family_is_recognised():
     keys = json.loads((DATA / "keys" / "vim_tiny.json").read_text())["keys"]
     state = {k: torch.empty(shape, device="meta") for k, shape in keys}
     with pytest.raises(CheckpointError, match="names are those of a Vim file"):
-        checkpoint_filter_fn(state, timm.create_model("vmamba_tiny_s1l8", device="meta"))
+        VisionModel.checkpoint_filter_fn(state, timm.create_model("vmamba_tiny_s1l8", device="meta"))
 
 
 def test_a_missing_entry_is_named_even_if_the_head_is_replaced():
@@ -121,7 +122,7 @@ def test_a_missing_entry_is_named_even_if_the_head_is_replaced():
 def test_weights_of_another_number_of_routes():
     state = small(scan="raster").state_dict()
     with pytest.raises(CheckpointError, match=r"trained with 1 routes, but scan='cross' has 4"):
-        checkpoint_filter_fn(state, small())
+        VisionModel.checkpoint_filter_fn(state, small())
 
 
 @pytest.mark.parametrize("scan, routes", [("raster", 1), ("raster+vertical", 2), ("cross", 4)])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.models.groupmamba import GroupMamba, ModulatedGroupMixer, checkpoint_filter_fn, convert_names
+from visionssm.models._builder import VisionModel
+from visionssm.models.groupmamba import GroupMamba, ModulatedGroupMixer
 from visionssm.scans import scan_table
 
 from . import Case, Deviation, compare_operator, fill, reference_input, registered_names
@@ -34,7 +35,7 @@ def build(case: Case) -> GroupMamba:
 
 
 def convert(state_dict: dict[str, Tensor], model: GroupMamba) -> dict[str, Tensor]:
-    return checkpoint_filter_fn(state_dict, model)
+    return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: GroupMamba, x: Tensor, case: Case) -> dict[str, Tensor]:
@@ -62,7 +63,10 @@ def _layer(record: dict) -> Iterator[Deviation]:
         mixer = ModulatedGroupMixer(dim, "cross")
         weights = {f"block1.0.attn.{key}": torch.from_numpy(fill(key, shape)) for key, shape in case["keys"]}
         prefix = "stages.0.blocks.0.mixer."
-        mixer.load_state_dict({k.removeprefix(prefix): v for k, v in convert_names(weights).items()}, strict=True)
+        shapes = {prefix + k: v.shape for k, v in mixer.state_dict().items()}
+        mixer.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in GroupMamba.layout.convert(weights, shapes).items()}, strict=True
+        )
         x = torch.from_numpy(reference_input((2, height * width, dim), 51)).unflatten(1, (height, width))
         with torch.no_grad():
             y = mixer(x).flatten(1, 2)

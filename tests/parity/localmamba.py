@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.layers import LocalRouteMixer, LocalSS2D
-from visionssm.layers.tokens import middle_token
-from visionssm.models.localmamba import LocalVim, LocalVMamba, checkpoint_filter_fn, scan_names
+from visionssm.layers import take_tokens
+from visionssm.models._builder import VisionModel
+from visionssm.models.localmamba import LocalVim, LocalVMamba, scan_names
 from visionssm.scans import inverse_table, scan_table
 
 from . import (
@@ -77,7 +77,7 @@ def build(case: Case) -> LocalVMamba | LocalVim:
 
 
 def convert(state_dict: dict[str, Tensor], model: LocalVMamba | LocalVim) -> dict[str, Tensor]:
-    return checkpoint_filter_fn(state_dict, model)
+    return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: LocalVMamba | LocalVim, x: Tensor, case: Case) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def outputs(model: LocalVMamba | LocalVim, x: Tensor, case: Case) -> dict[str, T
         normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)
         out = {"patch_embed": model.patch_embed(x).permute(0, 3, 1, 2), "norm_f": normed[0]}
         if model.cls_token is not None:
-            out["norm_f.cls"] = middle_token(final)
+            out["norm_f.cls"] = take_tokens(final)[:, 0]
     else:
         final, streams = model.forward_intermediates(x)
         out = {"patch_embed": model.stem(x).permute(0, 3, 1, 2), "norm": final.permute(0, 3, 1, 2)}
@@ -127,7 +127,8 @@ _SS2D_NAMES = dict(
 
 
 def _ss2d(record: dict) -> Iterator[Deviation]:
-    mixer = LocalSS2D(24, 48, 16, dt_rank=2, scan=_scans([record["directions"]])[0], norm_layer=torch.nn.LayerNorm)
+    model = LocalVMamba(dims=(24,), depths=(1,), scan=_scans([record["directions"]]))
+    mixer = model.stages[0].blocks[0].mixer
     own = mixer.state_dict()
     weights = {}
     for name, value in _fill(record["keys"]).items():
@@ -151,8 +152,8 @@ def _mixer(record: dict) -> Iterator[Deviation]:
     prefix = "blocks.0.mixer."
     source = {f"layers.0.mixer.{name}": value for name, value in _fill(record["keys"]).items()}
     source |= {name: value for name, value in model.state_dict().items() if not name.startswith(prefix)}
-    weights = checkpoint_filter_fn(source, model)
-    mixer = LocalRouteMixer(24, scans[0], with_middle_token=class_token)
+    weights = VisionModel.checkpoint_filter_fn(source, model)
+    mixer = model.blocks[0].mixer
     mixer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True)
     with torch.no_grad():
         y = mixer(torch.from_numpy(reference_input(record["output_shape"], 3)), *config["token_size"])
@@ -176,7 +177,7 @@ def _backbone(record: dict) -> Iterator[Deviation]:
         model = LocalVim(**dict(localvim_args(config), num_classes=0), feature_stream=False).eval()
         norm, outnorms = "norm_f", [f"outnorm_{i}" for i in range(len(indices))]
     weights |= {f"{norm}.{name}": value for name, value in model.norm.state_dict().items()}
-    model.load_state_dict(checkpoint_filter_fn(weights, model), strict=True)
+    model.load_state_dict(VisionModel.checkpoint_filter_fn(weights, model), strict=True)
     x = torch.from_numpy(reference_input(record["input_shape"], record["seed"]))
     with torch.no_grad():
         maps = model.forward_intermediates(x, indices=indices, intermediates_only=True)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.models.plainmamba import DirectionalMixer, PlainMamba, checkpoint_filter_fn, convert_name
+from visionssm.models._builder import VisionModel
+from visionssm.models.plainmamba import DirectionalMixer, PlainMamba
 from visionssm.scans import direction_table, inverse_table, scan_table
 
 from . import (
@@ -52,7 +53,7 @@ def build(case: Case) -> PlainMamba:
 
 
 def convert(state_dict: dict[str, Tensor], model: PlainMamba) -> dict[str, Tensor]:
-    return checkpoint_filter_fn(state_dict, model)
+    return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: PlainMamba, x: Tensor, case: Case) -> dict[str, Tensor]:
@@ -77,7 +78,8 @@ def _mixer(record: dict) -> Iterator[Deviation]:
     mixer = DirectionalMixer(24)
     prefix = "blocks.0.mixer."
     weights = {
-        convert_name(f"layers.0.mamba.{key}"): torch.from_numpy(fill(key, shape)) for key, shape in record["keys"]
+        PlainMamba.layout.rename(f"layers.0.mamba.{key}"): torch.from_numpy(fill(key, shape))
+        for key, shape in record["keys"]
     }
     mixer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items()}, strict=True)
     x = torch.from_numpy(reference_input((2, height * width, 24), seed=3))
@@ -95,7 +97,7 @@ def _backbone(record: dict) -> Iterator[Deviation]:
     weights = fill_state_dict(record["keys"])
     # every output but the last has a norm of its own
     norms = {k: weights.pop(k) for k in list(weights) if k.startswith("norm_layer")}
-    model.load_state_dict(checkpoint_filter_fn(weights, model), strict=True)
+    model.load_state_dict(VisionModel.checkpoint_filter_fn(weights, model), strict=True)
     x = torch.from_numpy(reference_input(record["input_shape"], record["seed"]))
     with torch.no_grad():
         final, stream = model.forward_intermediates(x, indices=record["out_indices"])

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.layers import resample_pos_embed
-from visionssm.layers.tokens import middle_token
-from visionssm.models.vim import Vim, VimMixer, checkpoint_filter_fn
+from visionssm.layers import resample_pos_embed, take_tokens
+from visionssm.models._builder import VisionModel
+from visionssm.models.vim import Vim, VimMixer
 from visionssm.ops import causal_conv1d
 
 from . import Case, Deviation, compare_operator, fill, fill_state_dict, reference_input, registered_names
@@ -43,12 +43,12 @@ def build(case: Case) -> Vim:
 
 
 def convert(state_dict: dict[str, Tensor], model: Vim) -> dict[str, Tensor]:
-    return checkpoint_filter_fn(state_dict, model)
+    return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: Vim, x: Tensor, case: Case) -> dict[str, Tensor]:
     final, streams = model.forward_intermediates(x, return_prefix_tokens=True)
-    out = {"patch_embed": model.patch_embed(x).permute(0, 3, 1, 2), "norm_f.cls": middle_token(final)}
+    out = {"patch_embed": model.patch_embed(x).permute(0, 3, 1, 2), "norm_f.cls": take_tokens(final)[:, 0]}
     for i, (patches, token) in enumerate(streams):
         out[f"layers.{i}"] = patches
         out[f"layers.{i}.cls"] = token[:, 0]
@@ -66,7 +66,7 @@ def _mixer(record: dict) -> Iterator[Deviation]:
     prefix = "blocks.0.mixer."
     model = Vim(img_size=16, embed_dim=24, depth=1, num_classes=0)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}
-    weights = checkpoint_filter_fn({**source, **rest}, model)
+    weights = VisionModel.checkpoint_filter_fn({**source, **rest}, model)
     mixer.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}, strict=True)
     x = torch.from_numpy(reference_input((2, 19, 24), seed=3))
     with torch.no_grad():
@@ -86,10 +86,10 @@ def _shaped(record: dict, name: str):
 
 def _pos_embed(record: dict) -> Iterator[Deviation]:
     table = torch.from_numpy(fill("pos_embed", (1, 17, 8)))
-    ours = resample_pos_embed(table, (4, 4), (6, 6), with_middle_token=True)
+    ours = resample_pos_embed(table, (4, 4), (6, 6), count=1)
     yield compare_operator("middle entry kept", ours, torch.tensor(record["corrected"]).view(record["shape"]).numpy())
     # the original takes entry 0 for the class token's; its stride-8 models were initialised so
-    original = torch.cat([table[:, :1], resample_pos_embed(table[:, 1:], (4, 4), (6, 6), with_middle_token=False)], 1)
+    original = torch.cat([table[:, :1], resample_pos_embed(table[:, 1:], (4, 4), (6, 6), count=0)], 1)
     yield compare_operator(
         "first entry kept, as the original", original, torch.tensor(record["original"]).view(record["shape"]).numpy()
     )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import visionssm  # noqa: F401
 from visionssm.layers import SS2D, PatchMerging
-from visionssm.models.vmamba import VMamba, checkpoint_filter_fn
+from visionssm.models._builder import VisionModel
+from visionssm.models.vmamba import VMamba
 from visionssm.ops import selective_scan
 from visionssm.scans import scan_table
 
@@ -52,7 +53,7 @@ def convert(state_dict: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
         state_dict = {k: v for k, v in state_dict.items() if not k.startswith("outnorm")}
         state_dict["classifier.norm.weight"] = torch.ones(model.num_features)
         state_dict["classifier.norm.bias"] = torch.zeros(model.num_features)
-    return checkpoint_filter_fn(state_dict, model)
+    return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: VMamba, x: Tensor, case: Case) -> dict[str, Tensor]:

@@ -6,21 +6,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError
-from ..models.groupmamba import checkpoint_filter_fn as groupmamba_filter
-from ..models.localmamba import checkpoint_filter_fn as localmamba_filter
-from ..models.plainmamba import checkpoint_filter_fn as plainmamba_filter
-from ..models.vim import checkpoint_filter_fn as vim_filter
-from ..models.vmamba import checkpoint_filter_fn as vmamba_filter
 from .weights import check_fit
 
-_FILTERS = {
-    "GroupMamba": groupmamba_filter,
-    "LocalVMamba": localmamba_filter,
-    "LocalVim": localmamba_filter,
-    "PlainMamba": plainmamba_filter,
-    "Vim": vim_filter,
-    "VMamba": vmamba_filter,
-}
 # norms of outputs as their wrappers call them; PlainMamba's last output has the model's own
 _OUT_NORM = re.compile(r"^(?:outnorm_?|norm_layer)(\d+)\.(weight|bias)$")
 _ADAPTER = re.compile(r"^(spm|interactions|level_embed|ad_norm\d|up)\b")
@@ -51,9 +38,7 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
             "here; its weights have no counterpart"
         )
     backbone = model.backbone
-    family = type(backbone.model).__name__
-    if family not in _FILTERS:
-        raise CheckpointError(f"no published checkpoint of a {family} is known")
+    layout = backbone.model.layout
     norms = {k: theirs.pop(k) for k in list(theirs) if _OUT_NORM.match(k)}
     numbers = sorted({int(_OUT_NORM.match(k)[1]) for k in norms})
     out = {}
@@ -61,11 +46,11 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         number, kind = _OUT_NORM.match(name).groups()
         out[f"backbone.out_norms.{numbers.index(int(number))}.{kind}"] = value
     last = f"out_norms.{len(backbone.out_norms) - 1}.norm"
-    if family == "PlainMamba" and f"{last}.weight" in backbone.state_dict():
-        for kind in ("weight", "bias"):
-            if f"ln1.{kind}" in theirs:
-                out[f"backbone.{last}.{kind}"] = theirs.pop(f"ln1.{kind}")
-    out |= {f"backbone.model.{k}": v for k, v in _FILTERS[family](theirs, backbone.model).items()}
+    if f"{last}.weight" in backbone.state_dict():
+        for name in [name for name in theirs if layout.rename(name) in ("norm.weight", "norm.bias")]:
+            kind = name.rsplit(".", 1)[1]
+            out[f"backbone.{last}.{kind}"] = theirs.pop(name)
+    out |= {f"backbone.model.{k}": v for k, v in backbone.model.checkpoint_filter_fn(theirs, backbone.model).items()}
     out |= rest
     check_fit(out, model.state_dict(), "the converted checkpoint does not fit the config's model")
     return out
