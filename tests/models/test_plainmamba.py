@@ -113,8 +113,8 @@ def test_classes_channels_and_size_are_adapted():
 def test_any_size_and_aspect():
     model = small()
     with torch.no_grad():
-        tokens, where = model.embed(torch.randn(1, 3, 33, 100))
-    assert where == (3, 7) and tokens.shape == (1, 21, 32)
+        tokens, grid = model.embed(torch.randn(1, 3, 33, 100))
+    assert grid[:2] == (3, 7) and tokens.shape == (1, 21, 32)
 
 
 def test_set_input_size_keeps_the_result():

@@ -2,11 +2,11 @@
 
 from .block import ResidualBlock
 from .downsample import ConvDownsample, PatchMerging
+from .linear import linear_without_bias, split_linear
 from .mamba_mixer import MambaMixer
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
 from .residual_stream import StreamBlock
-from .split_linear import split_linear
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
@@ -30,6 +30,7 @@ __all__ = [
     "init_dt_weight_",
     "init_projection_",
     "insert_tokens",
+    "linear_without_bias",
     "remove_tokens",
     "resample_pos_embed",
     "split_linear",

@@ -4,7 +4,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from ..scans import num_routes, scan_table
-from .split_linear import split_linear
+from .linear import split_linear
 from .ssm import SelectiveSSM
 
 

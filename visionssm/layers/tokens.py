@@ -31,9 +31,8 @@ def token_positions(num_patches: int, count: int, place: str) -> list[int]:
     return [start + i for i in range(count)]
 
 
-def insert_tokens(x: Tensor, tokens: Tensor, place: str = "middle") -> Tensor:
-    """Put tokens (1, n, d) among patch tokens (b, L, d); returns (b, L + n, d)."""
-    count = tokens.shape[1]
+def insert_tokens(x: Tensor, tokens: Tensor, count: int = 1, place: str = "middle") -> Tensor:
+    """Put `count` tokens (1, n, d) among patch tokens (b, L, d); returns (b, L + n, d)."""
     tokens = tokens.expand(x.shape[0], -1, -1)
     parts, start = [], 0
     for i, position in enumerate(token_positions(x.shape[1], count, place)):
@@ -80,7 +79,7 @@ def resample_pos_embed(
     if tuple(grid) == tuple(new_grid):
         return pos_embed
     table = _resample(remove_tokens(pos_embed, count, place), grid, new_grid)
-    return insert_tokens(table, take_tokens(pos_embed, count, place), place) if count else table
+    return insert_tokens(table, take_tokens(pos_embed, count, place), count, place) if count else table
 
 
 def _resample(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

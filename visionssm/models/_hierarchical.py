@@ -119,7 +119,8 @@ class HierarchicalModel(VisionModel):
             else [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm|^stages\.(\d+)\.norm", (99999,)),
+                (r"^norm", (99999,)),
+                (r"^stages\.(\d+)\.norm", (99999,)),
             ],
         )
 

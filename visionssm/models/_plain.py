@@ -102,6 +102,7 @@ class PlainModel(VisionModel):
         self.num_features = self.head_hidden_size = embed_dim
         self.feature_stream = feature_stream
         self.token_place = class_token or "middle"
+        self.num_extra_tokens = 1 if class_token else 0  # they have entries of their own in the position embedding
 
         self.patch_embed = patch_embed(in_chans, embed_dim, kit)
         self.img_size = to_2tuple(img_size)
@@ -121,11 +122,6 @@ class PlainModel(VisionModel):
         self.head = nn.Linear(embed_dim, num_classes, **kit.dd) if num_classes > 0 else nn.Identity()
         if weight_init != "skip":
             self.init_weights(weight_init, needs_reset=False)
-
-    @property
-    def num_extra_tokens(self) -> int:
-        """Number of tokens that are no patches and have entries of their own in the position embedding."""
-        return 0 if self.cls_token is None else self.cls_token.shape[1]
 
     def check_pool(self, global_pool: str) -> None:
         """Check the name of a pooling.
@@ -225,7 +221,7 @@ class PlainModel(VisionModel):
         grid = Grid(x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
         if self.cls_token is not None:
-            x = insert_tokens(x, self.cls_token, self.token_place)
+            x = insert_tokens(x, self.cls_token, self.num_extra_tokens, self.token_place)
         pos_embed = self.resample_pos_embed(self.pos_embed, self.grid_size, grid[:2])
         return state_dtype(x) + pos_embed, grid
 

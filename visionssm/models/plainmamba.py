@@ -20,7 +20,15 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import StreamBlock, init_a_log_, init_dt_bias_, init_dt_weight_, split_linear, state_dtype
+from ..layers import (
+    StreamBlock,
+    init_a_log_,
+    init_dt_bias_,
+    init_dt_weight_,
+    linear_without_bias,
+    split_linear,
+    state_dtype,
+)
 from ..ops import selective_scan
 from ..scans import direction_table, inverse_table, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
@@ -130,8 +138,8 @@ class DirectionalMixer(nn.Module):
             steps = inverse_table(self.scan, height, width, u.device).clamp(min=0)
             codes = codes.gather(1, steps.long())
         delta, b, c = self.x_proj(u).split(self.splits, dim=-1)
-        # all routes share the step size, so it is expanded once; its bias is added here and again inside the scan
-        delta = self.dt_proj(delta)
+        # all routes share the step size, so it is expanded once; its bias is added inside the scan
+        delta = linear_without_bias(self.dt_proj, delta)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
             u,
@@ -140,7 +148,7 @@ class DirectionalMixer(nn.Module):
             b,
             c,
             state_dtype(self.D),
-            state_dtype(self.dt_proj.bias),
+            2 * state_dtype(self.dt_proj.bias),
             order=order,
             index=self.scan_index,
             out=out,

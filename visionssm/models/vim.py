@@ -76,15 +76,15 @@ class Vim(PlainModel):
         },
         refuse=(
             Refusal(
-                r"^rope\.freqs_\w+$",
-                "the checkpoint is of a Vim from before February 2024, with rotary embedding and the class token "
-                "first; only the models with a middle class token ('midclstok') are supported",
-            ),
-            Refusal(
                 r"\.mixer\.A_b_log$",
                 "the checkpoint is of a Vim from before February 2024, without class token, as used for detection and "
                 "segmentation; only the models with a middle class token ('midclstok') are supported",
                 without="^cls_token$",
+            ),
+            Refusal(
+                r"^rope\.freqs_\w+$",
+                "the checkpoint is of a Vim from before February 2024, with rotary embedding and the class token "
+                "first; only the models with a middle class token ('midclstok') are supported",
             ),
         ),
     )
