@@ -18,10 +18,10 @@ from tests.parity import localmamba as localmamba_parity  # noqa: E402
 from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
 from tests.parity import vmamba as vmamba_parity  # noqa: E402
 from visionssm.checkpoints import CheckpointError  # noqa: E402
-from visionssm.models.localmamba import checkpoint_filter_fn as localmamba_filter  # noqa: E402
-from visionssm.models.plainmamba import checkpoint_filter_fn as plainmamba_filter  # noqa: E402
-from visionssm.models.vmamba import checkpoint_filter_fn as vmamba_filter  # noqa: E402
+from visionssm.models._builder import VisionModel  # noqa: E402
 from visionssm.openmmlab import SimpleFPN, VisionSSMBackbone  # noqa: E402
+
+to_ours = VisionModel.checkpoint_filter_fn
 
 
 class Detector(BaseModule):
@@ -217,23 +217,31 @@ def test_simple_fpn_makes_a_pyramid_of_the_last_map():
 
 def _vmamba(record):
     args = vmamba_parity.model_args(record["config"])
-    return dict(name="test_vmamba", model_args=args), vmamba_filter, "outnorm"
+    return dict(name="test_vmamba", model_args=args), to_ours, "outnorm"
 
 
 def _localvmamba(record):
     args = localmamba_parity.localvmamba_args(record["config"])
-    return dict(name="test_localvmamba", model_args=args), localmamba_filter, "outnorm"
+    return dict(name="test_localvmamba", model_args=args), to_ours, "outnorm"
 
 
 def _localvim(record):
     args = dict(localmamba_parity.localvim_args(record["config"]), d_state=16)
-    return dict(name="test_localvim", model_args=args, feature_stream=False), localmamba_filter, "outnorm_"
+    return (
+        dict(name="test_localvim", model_args=args, feature_stream=False),
+        VisionModel.checkpoint_filter_fn,
+        "outnorm_",
+    )
 
 
 def _plainmamba(record):
     args = plainmamba_parity.model_args(record["config"])
     norms = ("layernorm", "model")
-    return dict(name="test_plainmamba", model_args=args, out_norm=norms, out_norm_eps=1e-6), plainmamba_filter, "norm_l"
+    return (
+        dict(name="test_plainmamba", model_args=args, out_norm=norms, out_norm_eps=1e-6),
+        VisionModel.checkpoint_filter_fn,
+        "norm_l",
+    )
 
 
 @pytest.mark.parametrize(

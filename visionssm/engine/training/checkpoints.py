@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def load_weights(model: torch.nn.Module, path: str | os.PathLike, use_ema: bool 
         UserError: The file is damaged or belongs to another model; the message names what differs.
     """
     state = weights(read_checkpoint(path), use_ema)
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    convert = getattr(model, "checkpoint_filter_fn", None)
     if convert is not None:
         try:
             state = convert(state, model)
