@@ -1,9 +1,9 @@
 """Time of whole models on a CPU, as ratios to a model of timm within one run.
 
     python benchmarks/cpu_models.py [MODEL ...] [--against convnext_tiny ...] [--batch 1 8] [--threads 1]
-                                    [--repeats 15] [--output benchmarks/results/cpu_models.md]
+                                    [--repeats 5] [--output benchmarks/results/cpu_models.md]
 
-Inference at each model's published input size, random weights. Medians; models are called in turn, so that a
+Inference at each model's published input size, random weights. Medians; the models take turns, so that a
 disturbance of the machine hits all of them. Ratios are to the first model of `--against`; the last column divides by
 the ratio of multiply-adds too, so it tells how long one of them takes.
 """
@@ -11,43 +11,29 @@ the ratio of multiply-adds too, so it tells how long one of them takes.
 import argparse
 import os
 import platform
-import statistics
 import sys
-import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from timing import seconds_in_turn
 from timm.models import get_pretrained_cfg
 
-import visionssm
 from visionssm.analysis.flops import count
+from visionssm.models import list_kinds
 
-# the smallest published variant of every family that is registered
-SMALLEST = (
-    "vmamba_tiny_s1l8",
-    "vanilla_vmamba_tiny",
-    "vim_tiny",
-    "localvim_tiny",
-    "localvmamba_tiny",
-    "plainmamba_l1",
-    "groupmamba_tiny",
-)
 AGAINST = ("convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mambaout_tiny")
 
 
-def time_in_turn(models: dict, inputs: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each model's forward pass."""
-    times = {name: [] for name in models}
-    with torch.inference_mode():
-        for i in range(repeats + 2):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(inputs[name])
-                if i > 1:  # the first calls fill caches
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+def smallest() -> list[str]:
+    """The published variant with the fewest parameters of each kind."""
+
+    def parameters(name: str) -> int:
+        return sum(p.numel() for p in timm.create_model(name, device="meta").parameters())
+
+    return [min(names, key=parameters) for names in list_kinds().values()]
 
 
 def measure(names: list[str], batches: list[int], threads: list[int], repeats: int) -> list[str]:
@@ -62,7 +48,9 @@ def measure(names: list[str], batches: list[int], threads: list[int], repeats: i
         torch.set_num_threads(pinned)
         for batch in batches:
             inputs = {name: torch.randn(batch, *get_pretrained_cfg(name).input_size) for name in names}
-            times = time_in_turn(models, inputs, repeats)
+            with torch.inference_mode():
+                calls = {name: partial(model, inputs[name]) for name, model in models.items()}
+                times = seconds_in_turn(calls, pinned, repeats)
             base = names[0]
             for name in names:
                 ratio = times[name] / times[base]
@@ -97,12 +85,11 @@ def write(path: Path, lines: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    registered = visionssm.list_models()
-    parser.add_argument("models", nargs="*", default=[n for n in SMALLEST if n in registered])
+    parser.add_argument("models", nargs="*", default=smallest(), help="default: the smallest of each kind")
     parser.add_argument("--against", nargs="+", default=list(AGAINST), help="models of timm; ratios are to the first")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu_models.md"))
     args = parser.parse_args(argv)
     write(args.output, measure([*args.against, *args.models], args.batch, args.threads, args.repeats))

@@ -1,9 +1,9 @@
 """Time and memory of the portable scan on a CPU, as ratios within one run.
 
-    python benchmarks/cpu_scan.py [--threads 1 2] [--repeats 15] [--output benchmarks/results/cpu_scan.md]
+    python benchmarks/cpu_scan.py [--threads 1 2] [--repeats 5] [--output benchmarks/results/cpu_scan.md]
 
 Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels), the scan written as a loop over steps
-(all routes and channels at once), and autograd through that loop. Medians; each variant is called in turn, so that a
+(all routes and channels at once), and autograd through that loop. Medians; the variants take turns, so that a
 disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over a call in
 a fresh process, in tensors of steps x routes x channels x states.
 """
@@ -12,56 +12,28 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from scan_shapes import CPU_SHAPES, make_inputs
+from timing import seconds_in_turn
 
 from visionssm.ops import selective_scan
-from visionssm.scans import scan_table
 
-# batch, height, width, scan order, channels, states
-SHAPES = {
-    "VMamba-T stage 1": (1, 56, 56, "cross", 96, 1),
-    "VMamba-T stage 2": (1, 28, 28, "cross", 192, 1),
-    "Vim-S": (1, 14, 14, "bidirectional", 768, 16),
-    "VMamba-T (vanilla) stage 1": (1, 56, 56, "cross", 192, 16),
-}
-
-
-def make_inputs(name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
-    b, height, width, scan, d, n = SHAPES[name]
-    order = scan_table(scan, height, width)
-    k, L = order.shape[0], height * width
-    g = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=g)
-
-    A = -torch.arange(1, n + 1.0).expand(k, d, n).contiguous()
-    return [
-        normal(b, L, d),
-        normal(b, L, k, d),
-        A,
-        normal(b, L, k, n),
-        normal(b, L, k, n),
-        torch.ones(k, d),
-        normal(k, d) - 4,
-    ], order
+SHAPES = {shape.name: shape for shape in CPU_SHAPES}
 
 
 def step_loop(u, delta, A, B, C, D, delta_bias, order):
     """The recurrence, one step of all routes and channels per iteration."""
-    b, L, d = u.shape
+    b, L, d = *u.shape[:2], u.shape[-1]
     k = order.shape[0]
     route = torch.arange(k)[:, None]
     table = order.long()
-    u = u[:, table].transpose(1, 2)
+    u = (u[:, table] if u.ndim == 3 else u[:, table, route]).transpose(1, 2)
     delta = F.softplus(delta[:, table, route].transpose(1, 2) + delta_bias)
     B, C = B[:, table, route].transpose(1, 2), C[:, table, route].transpose(1, 2)
     h = u.new_zeros(b, k, d, A.shape[-1])
@@ -74,23 +46,9 @@ def step_loop(u, delta, A, B, C, D, delta_bias, order):
     return u.new_zeros(b, L, d).index_add(1, table.flatten(), y.flatten(1, 2))
 
 
-def time_in_turn(functions: dict, repeats: int) -> dict[str, float]:
-    """Median seconds of each function; those that take long are called less often."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(repeats + 1):
-        for name, function in functions.items():
-            if i > 3 and sum(times[name]) > 8:
-                continue
-            start = time.perf_counter()
-            function()
-            if i > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
 def measure(name: str, threads: int, repeats: int) -> dict:
     torch.set_num_threads(threads)
-    inputs, order = make_inputs(name)
+    *inputs, order = make_inputs(SHAPES[name], torch.float32).values()
     leaves = [x.clone().requires_grad_() for x in inputs]
     k, d = inputs[1].shape[2:]
     flat = torch.rand(order.shape[1], k * d)
@@ -111,14 +69,14 @@ def measure(name: str, threads: int, repeats: int) -> dict:
         "both": lambda: torch.autograd.grad(selective_scan(*leaves, order=order, backend="portable").sum(), leaves),
         "loop_both": lambda: torch.autograd.grad(step_loop(*leaves, order).sum(), leaves),
     }
-    seconds = time_in_turn(functions, repeats)
+    seconds = seconds_in_turn(functions, threads, repeats)
     return dict(shape=name, threads=threads, **{key: value * 1e3 for key, value in seconds.items()})
 
 
 def peak_memory(name: str, gradients: bool) -> float:
     """Growth of the resident set over one call, in tensors of steps x routes x channels x states."""
     torch.set_num_threads(1)
-    inputs, order = make_inputs(name)
+    *inputs, order = make_inputs(SHAPES[name], torch.float32).values()
     small = [x[:, :8] if i in (0, 1, 3, 4) else x for i, x in enumerate(inputs)]
     selective_scan(*small, backend="portable")  # load the libraries first
     if gradients:
@@ -140,7 +98,7 @@ def _status(key: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu_scan.md"))
     parser.add_argument("--memory-of", choices=list(SHAPES), help=argparse.SUPPRESS)
     parser.add_argument("--gradients", action="store_true", help=argparse.SUPPRESS)
@@ -162,11 +120,11 @@ def main() -> None:
     for name in SHAPES:
         for threads in args.threads:
             r = measure(name, threads, args.repeats)
-            b, height, width, scan, d, n = SHAPES[name]
-            k = scan_table(scan, height, width).shape[0]
+            shape = SHAPES[name]
+            k = shape.order().shape[0]
             lines.append(
-                f"| {name} ({b}, {height * width}, {k} x {d}, {n}) | {threads} | {r['cumsum']:.2f} "
-                f"| {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} "
+                f"| {name} ({shape.batch}, {shape.tokens}, {k} x {shape.channels}, {shape.states}) | {threads} "
+                f"| {r['cumsum']:.2f} | {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} "
                 f"| {r['loop'] / r['forward']:.1f} | {r['both']:.1f} | {r['loop_both']:.1f} "
                 f"| {r['loop_both'] / r['both']:.1f} |"
             )

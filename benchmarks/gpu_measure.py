@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,22 +12,12 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from triton.testing import do_bench
 
 
-def milliseconds(calls: list[Callable[[], object]], repeats: int = 30, warm_up: int = 5) -> float:
-    """Median time of one call; the calls are the same work on several input sets, taken in turn so that L2 is cold."""
-    for i in range(warm_up):
-        calls[i % len(calls)]()
-    torch.cuda.synchronize()
-    pairs = []
-    for i in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        calls[i % len(calls)]()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+def milliseconds(call: Callable[[], object]) -> float:
+    """Median time of one call, with a cold L2 cache."""
+    return do_bench(call, warmup=50, rep=500, return_mode="median")
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -46,7 +35,7 @@ def copy_bandwidth() -> float:
     """Bytes read and written per second by a copy of 1 GiB."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / (milliseconds([lambda: target.copy_(source)]) * 1e-3)
+    return 2 * source.numel() / (milliseconds(lambda: target.copy_(source)) * 1e-3)
 
 
 @triton.jit
@@ -62,7 +51,7 @@ def exponential_rate() -> float:
     """Exponentials per second of a kernel that does little else."""
     programs, rounds, block = 132 * 64, 1024, 512
     out = torch.empty(programs * block, device="cuda")
-    ms = milliseconds([lambda: exp2_kernel[(programs,)](out, rounds, block, num_warps=4)])
+    ms = milliseconds(lambda: exp2_kernel[(programs,)](out, rounds, block, num_warps=4))
     return programs * block * rounds / (ms * 1e-3)
 
 

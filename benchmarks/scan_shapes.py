@@ -63,6 +63,13 @@ MODEL_SHAPES = (
     ScanShape("PlainMamba-L1", 14, 14, 384, 16, 12, "snake", by_step=True),
 )
 
+# what a CPU is measured with, one image each; the step size has all channels, as the operator's definition has it
+CPU_SHAPES = tuple(
+    shape._replace(batch=1, rank=0)
+    for shape in MODEL_SHAPES
+    if shape.name in ("VMamba-T stage 1", "VMamba-T stage 2", "Vim-S", "vanilla VMamba-T stage 1")
+)
+
 
 def make_inputs(
     shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch: int | None = None, seed: int = 0

@@ -89,6 +89,13 @@ def test_every_dependency_is_pinned():
     assert wanted <= pinned, f"constraints.txt has no exact version of {sorted(wanted - pinned)}"
 
 
+def test_architecture_names_every_floor():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    floors = {p.name if p.suffix else f"{p.name}/" for p in PACKAGE.glob("[a-z]*") if p.suffix == ".py" or p.is_dir()}
+    missing = {floor for floor in floors if f"`{floor}`" not in text} - {"version.py"}
+    assert not missing, f"docs/architecture.md does not name {missing}"
+
+
 def test_one_version_everywhere():
     import visionssm
 

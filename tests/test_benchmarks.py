@@ -1,0 +1,77 @@
+"""The benchmarks' shapes, timer and comparison of commits; what they measure is no test's business."""
+
+import importlib
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
+
+
+def test_timer_tells_slow_from_fast(benchmarks):
+    calls = {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.002)}
+    seconds = benchmarks("timing").seconds_in_turn(calls, threads=1, rounds=2)
+    assert seconds["slow"] > 0.02 and seconds["slow"] > 2 * seconds["fast"] > 0
+
+
+@pytest.mark.parametrize("own_input", [False, True])
+def test_step_loop_is_the_scan(benchmarks, own_input):
+    shapes, cpu_scan = benchmarks("scan_shapes"), benchmarks("cpu_scan")
+    shape = shapes.ScanShape("small", 4, 3, 5, 2, 0, "cross", own_input=own_input, batch=2)
+    inputs = shapes.make_inputs(shape, torch.float32)
+    expected = cpu_scan.selective_scan(**inputs, backend="reference")
+    torch.testing.assert_close(cpu_scan.step_loop(*inputs.values()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_smallest_variants_are_of_every_kind(benchmarks):
+    from visionssm.models import kind_of, list_kinds
+
+    assert [kind_of(name) for name in benchmarks("cpu_models").smallest()] == list(list_kinds())
+
+
+IN_CHECKOUT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="commits are compared in a checkout")
+
+
+@IN_CHECKOUT
+@pytest.mark.slow
+def test_a_commit_is_compared_with_itself():
+    def git_trees():
+        return subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    before = git_trees()
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "compare.py",
+        "HEAD",
+        "--shapes",
+        "VMamba-T stage 2",
+        "--rounds",
+        "1",
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^\| VMamba-T stage 2 \| (.*?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", result.stdout, re.M)
+    assert [row[0] for row in rows] == ["forward", "forward + backward"]
+    assert all(float(number) > 0 for row in rows for number in row[1:])
+    assert git_trees() == before
+
+
+@IN_CHECKOUT
+@pytest.mark.parametrize(
+    "arguments, found", [(["no-commit"], "no-commit"), (["HEAD", "--shapes", "x"], "no shape matches; known: VMamba-T")]
+)
+def test_unknown_commits_and_shapes_are_refused(benchmarks, arguments, found):
+    with pytest.raises(SystemExit, match=found):
+        benchmarks("compare").main(arguments)
