@@ -13,11 +13,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from visionssm.checkpoints import CheckpointError
+from visionssm.checkpoints import CheckpointError, read
 from visionssm.files import write_atomically
 from visionssm.openmmlab.conversion import convert
 from visionssm.openmmlab.requirements import check_installed
-from visionssm.openmmlab.weights import read_state_dict
 
 
 def main() -> int:
@@ -33,7 +32,7 @@ def main() -> int:
         check_installed(cfg.get("default_scope"))
         cfg.model.backbone.pretrained = False
         init_default_scope(cfg.default_scope)
-        weights = convert(read_state_dict(args.input), MODELS.build(cfg.model))
+        weights = convert(read(args.input).weights, MODELS.build(cfg.model))
     except (CheckpointError, ValueError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2

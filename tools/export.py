@@ -8,11 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import timm
 import torch
 
-import visionssm  # noqa: F401  registers the models
 from visionssm.analysis.exporting import export_model
+from visionssm.checkpoints import WEIGHTS
+from visionssm.engine.inference.classifier import load_classifier
+from visionssm.errors import UserError
 
 
 def main() -> int:
@@ -20,24 +21,34 @@ def main() -> int:
     parser.add_argument("model", help="name of a model")
     parser.add_argument("--output", type=Path, required=True, help="file to write: .pt2 (torch.export) or .onnx")
     parser.add_argument("--checkpoint", type=Path, help="weights to load, in any layout the model knows")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="which weights of the file; auto takes the averaged ones where there are any",
+    )
     parser.add_argument("--pretrained", action="store_true", help="download the published weights")
     parser.add_argument("--num-classes", type=int, help="classes, if not the model's own number")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
     parser.add_argument("--static-batch", action="store_true", help="fix the batch size to 1")
     args = parser.parse_args()
-    overlay = dict(file=str(args.checkpoint)) if args.checkpoint else None
-    model = timm.create_model(
-        args.model,
-        pretrained=args.pretrained or args.checkpoint is not None,
-        pretrained_cfg_overlay=overlay,
-        num_classes=args.num_classes,
-        exportable=True,
-    )
-    channels, *size = model.pretrained_cfg["input_size"]
+    try:
+        classifier = load_classifier(
+            args.model,
+            args.checkpoint,
+            weights=args.weights,
+            pretrained=args.pretrained,
+            num_classes=args.num_classes,
+            model_kwargs=dict(exportable=True),
+        )
+    except UserError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    channels, *size = classifier.data_config["input_size"]
     if args.img_size:
         size = (args.img_size * 2)[:2]
     image = torch.randn(1 if args.static_batch else 2, channels, *size)
-    difference = export_model(model, image, args.output, dynamic_batch=not args.static_batch)
+    difference = export_model(classifier.model, image, args.output, dynamic_batch=not args.static_batch)
     print(
         f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, images of {size[0]} x {size[1]}, "
         f"largest difference to the model {difference:.1e}"

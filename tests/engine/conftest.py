@@ -92,9 +92,9 @@ def unchanged_global_state():
 
 
 def load(path: Path) -> dict:
-    from visionssm.engine.training.checkpoints import read_checkpoint
+    from visionssm.checkpoints import read_content
 
-    return read_checkpoint(path)
+    return read_content(path)
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
+from visionssm.checkpoints import read_content
 from visionssm.digits.images import digit_images
 from visionssm.engine.commands import train
-from visionssm.engine.training.checkpoints import read_checkpoint
 
 EPOCHS, BATCH = 4, 8
 OPTIONS = (
@@ -138,7 +138,7 @@ def finished(code: int, output: Path) -> bool:
 
 def differences(one: Path, other: Path) -> list[str]:
     """Return the names of all tensors and files that differ between two finished runs."""
-    first, second = (read_checkpoint(folder / "last.pth.tar") for folder in (one, other))
+    first, second = (read_content(folder / "last.pth.tar") for folder in (one, other))
     found = [
         f"{key} {name}"
         for key in ("state_dict", "state_dict_ema")

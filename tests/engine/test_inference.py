@@ -1,10 +1,15 @@
 """Evaluation and prediction with the checkpoint of a run."""
 
+import argparse
 import csv
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from visionssm.engine.commands import predict, validate
@@ -56,10 +61,11 @@ def checkpoint(image_folder, tmp_path_factory):
 
 def test_validate_repeats_the_numbers_of_the_run(checkpoint, image_folder, tmp_path):
     rows = list(csv.DictReader((checkpoint.parent / "summary.csv").open()))
-    for flag, column in (([], "eval_top1"), (["--use-ema"], "eval_ema_top1")):
+    flags = {"": "eval_ema_top1", "--use-ema": "eval_ema_top1", "--weights raw": "eval_top1"}
+    for flag, column in flags.items():
         output = tmp_path / "result.json"
         argv = ["--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--workers", "0", "--device", "cpu"]
-        assert validate.main([*argv, "--results-file", str(output), *flag]) == 0
+        assert validate.main([*argv, "--results-file", str(output), *flag.split()]) == 0
         (row,) = json.loads(output.read_text())
         assert row["top1"] == pytest.approx(float(rows[-1][column]), abs=1e-3)
         assert (row["model"], row["img_size"], row["images"]) == ("test_vmamba", 32, 12)
@@ -147,3 +153,53 @@ def test_mistakes_come_first():
     right, wrong = Prediction("a", ["x"], [0.9], "x"), Prediction("b", ["x"], [0.6], "y")
     lines = predict.table([right, wrong]).splitlines()
     assert "WRONG" in lines[2] and "WRONG" not in lines[3]
+
+
+@pytest.fixture(scope="module")
+def authors(tmp_path_factory):
+    """A file as authors leave it: raw weights that always say class 0, averaged ones that say class 1, foreign options.
+
+    Beside it, a folder of 4 images, one of them of class 0 and two of class 1.
+    """
+    folder = tmp_path_factory.mktemp("authors")
+    model = timm.create_model("test_vmamba", num_classes=3)
+    raw, averaged = (dict(model.state_dict()) | {"head.fc.bias": 99 * torch.eye(3)[k]} for k in (0, 1))
+    options = argparse.Namespace(model="vim_tiny_patch16_224", num_classes=1000, in_chans=4)
+    torch.save({"model": raw, "model_ema": averaged, "args": options, "epoch": 3}, folder / "authors.pth")
+    for number, kind in enumerate(("a", "b", "b", "c")):
+        (folder / "images/validation" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (40 * number, 90, 200)).save(folder / "images/validation" / kind / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("weights, said", [("auto", 1), ("raw", 0), ("ema", 1)])
+def test_every_tool_takes_the_same_weights_of_a_file(authors, tmp_path, monkeypatch, weights, said):
+    path, images = str(authors / "authors.pth"), str(authors / "images")
+    flags = ["--checkpoint", path, "--num-classes", "3", "--img-size", "32", "--weights", weights]
+    argv = ["--model", "test_vmamba", "--device", "cpu", *flags]
+    assert validate.main([*argv, "--data-dir", images, "-j", "0", "--results-file", str(tmp_path / "v.json")]) == 0
+    assert json.loads((tmp_path / "v.json").read_text())[0]["top1"] == (25, 50)[said]
+    assert predict.main([images, *argv, "--csv", str(tmp_path / "p.csv")]) == 0
+    assert {row["class_1"] for row in csv.DictReader((tmp_path / "p.csv").open())} == {str(said)}
+
+    answers = []
+
+    def export_model(model, image, path, **kwargs):
+        answers.append(model(image).argmax(1))
+        path.touch()
+        return 0.0
+
+    monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
+    monkeypatch.setattr(sys, "argv", ["export.py", "test_vmamba", *flags, "--output", str(tmp_path / "m.pt2")])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(Path(__file__).parents[2] / "tools/export.py"), run_name="__main__")
+    if weights == "auto":
+        overlay = dict(file=path)
+        model = timm.create_model("test_vmamba", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3)
+        answers.append(model.eval()(torch.zeros(1, 3, 32, 32)).argmax(1))
+    assert {int(k) for answer in answers for k in answer} == {said}
+
+
+def test_a_file_that_does_not_say_its_model(authors, capsys):
+    assert validate.main(["--checkpoint", str(authors / "authors.pth"), "--data-dir", str(authors / "images")]) == 2
+    assert "does not say its model; name it with --model" in capsys.readouterr().err

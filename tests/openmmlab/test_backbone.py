@@ -115,12 +115,19 @@ def test_a_foreign_models_file_is_loaded_strictly(tmp_path):
         VisionSSMBackbone("resnet18", pretrained=path)
 
 
+def test_averaged_weights_before_raw_ones(tmp_path):
+    raw, averaged = (timm.create_model("test_vmamba", num_classes=7).state_dict() for _ in range(2))
+    torch.save({"state_dict": raw, "state_dict_ema": averaged}, tmp_path / "last.pth.tar")
+    backbone = VisionSSMBackbone("test_vmamba", pretrained=tmp_path / "last.pth.tar")
+    assert torch.equal(backbone.model.stem.conv1.weight, averaged["stem.conv1.weight"])
+
+
 def test_a_file_that_loads_nothing_is_an_error(tmp_path):
     path = tmp_path / "other.pth"
     torch.save({"something": torch.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="missing"):
         VisionSSMBackbone("test_vmamba", pretrained=path)
-    with pytest.raises(CheckpointError, match="no checkpoint file"):
+    with pytest.raises(CheckpointError, match="absent.pth does not exist"):
         VisionSSMBackbone("test_vmamba", pretrained=tmp_path / "absent.pth")
     backbone = VisionSSMBackbone("test_vmamba", init_cfg=dict(type="Pretrained", checkpoint=str(path)))
     with pytest.raises(CheckpointError, match="missing"):

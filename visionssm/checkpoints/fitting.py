@@ -1,5 +1,6 @@
-"""Whether weights fit a model, and what they are where they do not."""
+"""Whether weights fit a model: the one report of differences, and the one rule for the classifier."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .reading import Checkpoint, unwrap
 
 _SHOWN = 8
+
+_logger = logging.getLogger(__name__)
 
 _tell_tales: dict[str, tuple[str, ...]] = {}  # family -> patterns of names, see `Layout.tell_tale`
 
@@ -26,15 +30,84 @@ def identify(state_dict: Mapping[str, Any]) -> str | None:
     return None
 
 
+def fit(weights: Mapping[str, Any], model: nn.Module, classifier: str = "keep") -> dict[str, Tensor]:
+    """Convert weights, in any layout that the model's class knows, to those that a model needs.
+
+    **The classifier**: one in the file that fits the model is kept, whatever number of classes the model's
+    configuration names.
+
+    Args:
+        weights: A state dict, or what `unwrap` makes one.
+        model: The model. Its `checkpoint_filter_fn(weights, model)` converts; without one, names must agree.
+        classifier: What becomes of a classifier in the file that does not fit, or that it lacks. "keep": it is an
+            error. "anew": the model's begins anew, and a warning names both numbers of classes. "unused": the model's
+            begins anew in silence, because nobody asks it.
+
+    Returns:
+        Weights under the model's names, without a classifier where that begins anew.
+
+    Raises:
+        CheckpointError: the weights do not fill the model; the message lists how. The first convolution may be of other
+            channels if the model's are not those of its configuration: timm adapts it.
+    """
+    convert = getattr(model, "checkpoint_filter_fn", None)
+    if convert is not None:
+        state = convert(weights, model)
+    else:
+        state = unwrap(weights)
+        check_state_dict(state, model)
+    names = classifier_names(model)
+    ours, theirs = ({k: tuple(v.shape) for k, v in d.items() if k in names} for d in (model.state_dict(), state))
+    if ours == theirs:
+        return state
+    if ours and classifier != "unused":
+        found = next((f"is of {shape[0]} classes" for shape in theirs.values()), "is missing")
+        wanted = next(f"is of {shape[0]}" for shape in ours.values())
+        both = f"the checkpoint's classifier {found}, the model's {wanted}"
+        if classifier == "keep":
+            shapes = (f"{k}: file {theirs.get(k, 'nothing')}, model {shape}" for k, shape in ours.items())
+            raise CheckpointError(
+                f"{both}: build the model with num_classes of the file, or ask for another number by num_classes to "
+                "begin a new classifier\n    " + "\n    ".join(shapes)
+            )
+        _logger.warning("%s: it begins anew", both)
+    return {k: v for k, v in state.items() if k not in names}
+
+
+def load(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Fill a model from a file, in any layout that its class knows, completely or not at all.
+
+    Raises:
+        CheckpointError: the file does not fill it; the message lists how.
+    """
+    try:
+        state = fit(checkpoint.weights, model)
+        check_same(state, model.state_dict(), f"it is not one of {_name(model)}")
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} does not fit the model: {error}") from error
+    model.load_state_dict(state)
+
+
+def classifier_names(model: nn.Module) -> set[str]:
+    """Names that the parameters of a model's classifiers have, whether it has any or not."""
+    heads = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    return {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
+
+
+def _name(model: nn.Module) -> str:
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
+
+
 def check_state_dict(
     state_dict: Mapping[str, Tensor],
     model: nn.Module,
     source: Mapping[str, Any] | None = None,
 ) -> None:
-    """Check that converted weights fill a model exactly, as far as timm will not adapt them.
+    """Check that converted weights fill a model exactly, as far as neither `fit` nor timm decides.
 
-    timm drops the classifier if the numbers of classes differ, and adapts the first convolution to another number of
-    input channels. Everything else must agree: timm alone would load such a file half-way.
+    `fit` decides about a classifier of another number of classes, or a missing one; timm adapts the first convolution
+    to another number of input channels. Everything else must agree: timm alone would load such a file half-way.
 
     Args:
         state_dict: Weights under the model's own names.
@@ -44,36 +117,53 @@ def check_state_dict(
     Raises:
         CheckpointError: names or shapes differ; the message lists how.
     """
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state_dict.items()}
+    expected: Mapping[str, Tensor] = model.state_dict()
+    found: Mapping[str, Tensor] = dict(state_dict)
+    names = classifier_names(model)
+    ours, theirs = ({v.shape[0] for k, v in d.items() if k in names} for d in (expected, found))
+    if ours != theirs:
+        expected, found = ({k: v for k, v in d.items() if k not in names} for d in (expected, found))
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    classifiers = cfg.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    if getattr(model, "num_classes", None) != cfg.get("num_classes"):
-        heads = tuple(f"{name}.{kind}" for name in classifiers for kind in ("weight", "bias"))
-        expected = {k: v for k, v in expected.items() if k not in heads}
-        found = {k: v for k, v in found.items() if k not in heads}
     first_conv = f"{cfg.get('first_conv')}.weight"
     if getattr(model, "in_chans", None) != (cfg.get("input_size") or (None,))[0] and first_conv in found:
-        expected.pop(first_conv, None), found.pop(first_conv)
-
-    missing = [k for k in expected if k not in found]
-    unexpected = [k for k in found if k not in expected]
-    reshaped = [k for k in expected if k in found and expected[k] != found[k]]
-    if not (missing or unexpected or reshaped):
-        return
-    name = cfg.get("architecture") or type(model).__name__
-    lines = [f"the checkpoint is not one of {name}"]
+        expected, found = ({k: v for k, v in d.items() if k != first_conv} for d in (expected, found))
+    title = f"the checkpoint is not one of {_name(model)}"
     family = identify(source if source is not None else state_dict)
-    if family is not None:
-        lines[0] += f" (its names are those of a {family} file)"
-    lines += _listing("missing from the file", missing, expected)
-    lines += _listing("in the file but not in the model", unexpected, found)
-    if reshaped:
-        lines.append(f"  of another shape ({len(reshaped)}):")
-        lines += [f"    {k}: file {found[k]}, model {expected[k]}" for k in reshaped[:_SHOWN]]
-        lines += [f"    ... and {len(reshaped) - _SHOWN} more"] if len(reshaped) > _SHOWN else []
-    raise CheckpointError("\n".join(lines))
+    check_same(found, expected, title + (f" (its names are those of a {family} file)" if family else ""))
+
+
+def check_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], title: str) -> None:
+    """Check that weights have the names and shapes of a module's.
+
+    Args:
+        found: What is to be loaded.
+        expected: State dict of the module.
+        title: First line of the message.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message lists the first of each kind.
+    """
+    missing = [f"{k} {tuple(v.shape)}" for k, v in expected.items() if k not in found]
+    unexpected = [f"{k} {tuple(v.shape)}" for k, v in found.items() if k not in expected]
+    reshaped = [
+        f"{k}: file {tuple(found[k].shape)}, model {tuple(v.shape)}"
+        for k, v in expected.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    lines = [
+        *_listing("missing from the file", missing),
+        *_listing("in the file but not in the model", unexpected),
+        *_listing("of another shape", reshaped),
+    ]
+    if lines:
+        raise CheckpointError("\n".join([title, *lines]))
+
+
+def _listing(title: str, entries: Sequence[str]) -> list[str]:
+    if not entries:
+        return []
+    more = [f"    ... and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
+    return [f"  {title} ({len(entries)}):", *(f"    {entry}" for entry in entries[:_SHOWN]), *more]
 
 
 def check_routes(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -89,10 +179,3 @@ def check_routes(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
                 f"the checkpoint was trained with {weight.shape[0]} routes, but scan={mixer.scan!r} has "
                 f"{mixer.ssm.routes}; use a scan order of {weight.shape[0]} routes"
             )
-
-
-def _listing(title: str, names: Sequence[str], shapes: Mapping[str, tuple]) -> list[str]:
-    if not names:
-        return []
-    lines = [f"  {title} ({len(names)}):"] + [f"    {k} {shapes[k]}" for k in names[:_SHOWN]]
-    return lines + ([f"    ... and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])

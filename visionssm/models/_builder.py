@@ -13,10 +13,12 @@ from timm.models import build_model_with_cfg, named_apply
 from torch import Tensor, nn
 
 from ..checkpoints import (
-    check_checkpoint_file,
     check_routes,
     check_state_dict,
+    classifier_names,
+    fit,
     inert_stand_ins,
+    read,
     register_family,
     unwrap,
 )
@@ -219,15 +221,35 @@ def build_model(
     """
     args |= kwargs
     out_indices = args.pop("out_indices", model_cls.out_indices)
-    overlay = args.get("pretrained_cfg_overlay") or {}
-    if pretrained and overlay.get("file") and not overlay.get("custom_load"):
-        check_checkpoint_file(overlay["file"])
+    overlay, cfg = args.get("pretrained_cfg_overlay") or {}, args.get("pretrained_cfg")
+    file = None
+    if not overlay.get("custom_load"):
+        local = isinstance(cfg, dict) and cfg.get("source") != "local-dir"  # that file is a folder
+        file = overlay.get("file") or (cfg.get("file") if local else None)
+    if pretrained and file:
+        # timm hands the state dict to the filter as it is, which reads the file by our rule instead
+        args["pretrained_cfg_overlay"] = {**overlay, "state_dict": {"file": file}}
+    # whoever asks for a number of classes of their own expects a new classifier where the file has another
+    classifier = "unused" if kwargs.get("features_only") else "keep" if kwargs.get("num_classes") is None else "anew"
+
+    def convert(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+        state = fit(read(file).weights if file else state_dict, model, classifier)
+        cfg = model.pretrained_cfg
+        if file:
+            cfg.pop("state_dict")
+        # timm drops the classifier unless the configuration names the model's number of classes
+        if any(name in state for name in classifier_names(model)):
+            cfg["num_classes"] = model.num_classes
+        elif classifier == "anew" and cfg["num_classes"] == model.num_classes:
+            cfg["num_classes"] = 0
+        return state
+
     with inert_stand_ins():
         return build_model_with_cfg(
             model_cls,
             variant,
             pretrained,
-            pretrained_filter_fn=model_cls.checkpoint_filter_fn,
+            pretrained_filter_fn=convert,
             feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
             **args,
         )

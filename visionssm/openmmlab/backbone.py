@@ -1,6 +1,5 @@
 """A timm model as a backbone of mmdet and mmseg."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import visionssm
 
+from ..errors import nearest
 from .weights import load_classifier, read_backbone
 
 _STRIDES = (4, 8, 16, 32)
@@ -214,9 +214,7 @@ class _OverChannels(nn.Module):
 def _check_name(name: str) -> None:
     if timm.is_model(name):
         return
-    base = str(name).split(".")[0]
-    close = difflib.get_close_matches(base, visionssm.list_models() + timm.list_models(), n=3)
-    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    hint = nearest(str(name).split(".")[0], visionssm.list_models() + timm.list_models())
     raise ValueError(f"there is no model {name!r}{hint} (visionssm.list_models() lists this package's)")
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..checkpoints import CheckpointError
-from .weights import check_fit
+from ..checkpoints import CheckpointError, check_same, fit
 
 # norms of outputs as their wrappers call them; PlainMamba's last output has the model's own
 _OUT_NORM = re.compile(r"^(?:outnorm_?|norm_layer)(\d+)\.(weight|bias)$")
@@ -38,6 +37,8 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
             "here; its weights have no counterpart"
         )
     backbone = model.backbone
+    if not hasattr(backbone.model, "checkpoint_filter_fn"):
+        raise CheckpointError(f"no published checkpoint of a {type(backbone.model).__name__} is known")
     layout = backbone.model.layout
     norms = {k: theirs.pop(k) for k in list(theirs) if _OUT_NORM.match(k)}
     numbers = sorted({int(_OUT_NORM.match(k)[1]) for k in norms})
@@ -50,7 +51,7 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
         for name in [name for name in theirs if layout.rename(name) in ("norm.weight", "norm.bias")]:
             kind = name.rsplit(".", 1)[1]
             out[f"backbone.{last}.{kind}"] = theirs.pop(name)
-    out |= {f"backbone.model.{k}": v for k, v in backbone.model.checkpoint_filter_fn(theirs, backbone.model).items()}
+    out |= {f"backbone.model.{k}": v for k, v in fit(theirs, backbone.model).items()}
     out |= rest
-    check_fit(out, model.state_dict(), "the converted checkpoint does not fit the config's model")
+    check_same(out, model.state_dict(), "the converted checkpoint does not fit the config's model")
     return out

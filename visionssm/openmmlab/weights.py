@@ -1,19 +1,14 @@
 """Loading a backbone's weights: through timm from a classifier's file, or from a detector's checkpoint."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import timm
-import torch
-from timm.models import load_checkpoint
 from torch import nn
 
 import visionssm
 
-from ..checkpoints import CheckpointError, check_checkpoint_file, inert_stand_ins, unwrap
-
-_SHOWN = 8
+from ..checkpoints import check_same, load, read
 
 
 def load_classifier(name: str, pretrained: bool | str | os.PathLike, args: dict[str, Any]) -> nn.Module:
@@ -32,30 +27,11 @@ def load_classifier(name: str, pretrained: bool | str | os.PathLike, args: dict[
         return timm.create_model(name, pretrained=pretrained, **args)
     path = os.fspath(pretrained)
     if name.split(".")[0] in visionssm.list_models():
-        # the family's filter converts and checks
+        # the builder reads, converts and checks, and adapts the first convolution
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=path), **args)
-    check_checkpoint_file(path)
     model = timm.create_model(name, **args)
-    missing = load_checkpoint(model, path, strict=False).missing_keys
-    if missing:
-        raise CheckpointError(_difference(f"{path!r} does not fill {name!r}", "missing", missing))
+    load(read(path), model)
     return model
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Weights in a file of torch.save or safetensors, out of their nesting, nothing unpickled but tensors.
-
-    Raises:
-        CheckpointError: the file is no checkpoint.
-    """
-    path = os.fspath(path)
-    check_checkpoint_file(path)
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    with inert_stand_ins():
-        return unwrap(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = "") -> None:
@@ -70,9 +46,9 @@ def read_backbone(backbone: nn.Module, path: str | os.PathLike, prefix: str = ""
         CheckpointError: names or shapes differ.
     """
     prefix = prefix + "." if prefix and not prefix.endswith(".") else prefix
-    weights = read_state_dict(path)
+    weights = read(path).weights
     weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    check_fit(
+    check_same(
         weights,
         backbone.state_dict(),
         f"{os.fspath(path)!r} does not fit this backbone (names beginning with {prefix!r})",
@@ -86,8 +62,8 @@ def load_strictly(model: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         CheckpointError: names or shapes differ.
     """
-    weights = read_state_dict(path)
-    check_fit(weights, model.state_dict(), f"{os.fspath(path)!r} does not fit the config's model")
+    weights = read(path).weights
+    check_same(weights, model.state_dict(), f"{os.fspath(path)!r} does not fit the config's model")
     model.load_state_dict(weights)
 
 
@@ -100,36 +76,9 @@ def load_matching(model: nn.Module, path: str | os.PathLike) -> list[str]:
     Raises:
         CheckpointError: it does not fill the backbone exactly.
     """
-    weights, own = read_state_dict(path), model.state_dict()
+    weights, own = read(path).weights, model.state_dict()
     theirs, ours = ({k: v for k, v in tensors.items() if k.startswith("backbone.")} for tensors in (weights, own))
-    check_fit(theirs, ours, f"{os.fspath(path)!r} does not fill the backbone")
+    check_same(theirs, ours, f"{os.fspath(path)!r} does not fill the backbone")
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     model.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting]
-
-
-def check_fit(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], title: str) -> None:
-    """Check that weights fill a module exactly.
-
-    Args:
-        weights: What is to be loaded.
-        own: State dict of the module.
-        title: First line of the message.
-
-    Raises:
-        CheckpointError: names or shapes differ.
-    """
-    differences = {
-        "missing": [k for k in own if k not in weights],
-        "unexpected": [k for k in weights if k not in own],
-        "of another shape": [k for k in own if k in weights and own[k].shape != weights[k].shape],
-    }
-    if any(differences.values()):
-        raise CheckpointError(
-            "\n".join([title, *(_difference("", what, names) for what, names in differences.items() if names)])
-        )
-
-
-def _difference(title: str, what: str, names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
-    return f"{title + ': ' if title else '  '}{what} ({len(names)}): {shown}"

@@ -5,6 +5,7 @@ import sys
 
 from timm.utils import ParseKwargs
 
+from ...checkpoints import WEIGHTS
 from ...errors import UserError
 from ...files import write_text
 from ..data.processes import resolve_device
@@ -29,7 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
     add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
     add("--pretrained", action="store_true", help="use the published weights")
-    add("--use-ema", action="store_true", help="use the averaged weights of a run")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="which weights of the file; auto takes the averaged ones where there are any",
+    )
+    add("--use-ema", dest="weights", action="store_const", const="ema", help="the same as --weights ema")
     add("--num-classes", type=int, metavar="N", help="classes of the model")
     add("--img-size", type=int, metavar="N", help="input height and width")
     add("--crop-pct", type=float, metavar="X", help="crop size / resized size")
@@ -52,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         classifier = load_classifier(
             args.model,
             args.checkpoint,
-            use_ema=args.use_ema,
+            weights=args.weights,
             device=resolve_device(args.device),
             pretrained=args.pretrained,
             num_classes=args.num_classes,

@@ -12,6 +12,7 @@ from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
 
+from ...checkpoints import load, read, read_content
 from ...errors import UserError
 from ..data import processes
 from ..data.datasets import check_same_classes, class_names, image_mode, open_dataset
@@ -21,7 +22,7 @@ from ..data.workers import loader_processes_ended
 from ..inference.models import import_modules
 from ..reports.progress import Trackers, log_file, setup_logging
 from ..training import building
-from ..training.checkpoints import AtomicSaver, find_newest, load_weights, read_checkpoint, restore_task
+from ..training.checkpoints import AtomicSaver, find_newest, restore_task
 from ..training.run_folder import RunFolder
 from ..training.stopping import Interrupted, StopRequest
 from ..training.tasks import Distillation, create_task
@@ -268,7 +269,7 @@ def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
         grad_checkpointing=chosen.grad_checkpointing,
     )
     if chosen.initial_checkpoint:
-        load_weights(model, chosen.initial_checkpoint)
+        load(read(chosen.initial_checkpoint), model)
     return model
 
 
@@ -375,7 +376,7 @@ def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | No
     if not resume:
         return None, None
     if resume != "auto":
-        return read_checkpoint(resume), Path(resume)
+        return read_content(resume), Path(resume)
     path, problems = find_newest(folder.path)
     for problem in problems:
         _logger.warning("%s; passed over", problem)
@@ -383,7 +384,7 @@ def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | No
         if problems:
             raise UserError(f"no checkpoint in {folder.path} is readable; start anew with --overwrite")
         return None, None
-    return read_checkpoint(path), path
+    return read_content(path), path
 
 
 def listed(value):

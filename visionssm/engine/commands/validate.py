@@ -11,6 +11,7 @@ import torch
 from timm.data import RealLabelsImagenet
 from timm.utils import ParseKwargs
 
+from ...checkpoints import WEIGHTS
 from ...errors import UserError
 from ..data.datasets import class_names, image_mode, open_dataset
 from ..data.loaders import create_eval_loader
@@ -49,7 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
     add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
     add("--pretrained", action="store_true", help="use the published weights")
-    add("--use-ema", action="store_true", help="use the averaged weights of a run")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="which weights of the file; auto takes the averaged ones where there are any",
+    )
+    add("--use-ema", dest="weights", action="store_const", const="ema", help="the same as --weights ema")
     add("--num-classes", type=int, metavar="N", help="classes of the model")
     add("--img-size", nargs="+", type=int, metavar="N", help="input height and width; several sweep it")
     add("--crop-pct", nargs="+", type=float, metavar="X", help="crop size / resized size; several sweep it")
@@ -194,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
             classifier = load_classifier(
                 name,
                 args.checkpoint,
-                use_ema=args.use_ema,
+                weights=args.weights,
                 device=device,
                 pretrained=args.pretrained,
                 num_classes=args.num_classes,

@@ -1,6 +1,5 @@
 """A trained classifier read back: the model, how its images are prepared, and its class names."""
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,9 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from ...checkpoints import load, read
 from ...errors import UserError
 from ..data.loaders import data_config
-from ..training.checkpoints import load_weights, read_checkpoint
-from ..training.tasks import RUN_STATE
 from .models import create_model
 
 
@@ -37,7 +35,7 @@ def load_classifier(
     name: str | None,
     checkpoint: str | Path | None,
     *,
-    use_ema: bool = False,
+    weights: str = "auto",
     device: torch.device | str = "cpu",
     pretrained: bool = False,
     num_classes: int | None = None,
@@ -49,7 +47,7 @@ def load_classifier(
     Args:
         name: timm name; may be left out for a checkpoint of a training run, which says it itself.
         checkpoint: A run's checkpoint or an author's weight file; None for published or initial weights.
-        use_ema: Take the averaged weights of a run.
+        weights: Which weights of the file, by the rule of `visionssm.checkpoints.read`: "auto", "raw" or "ema".
         device: Where the model goes.
         pretrained: Load the published weights.
         num_classes: Classes, where neither run nor model decide.
@@ -59,10 +57,9 @@ def load_classifier(
     Raises:
         UserError: There is no such model, the file is damaged or of another model.
     """
-    content = read_checkpoint(checkpoint) if checkpoint else {}
-    stored = content.get("args")
-    stored = vars(stored) if isinstance(stored, argparse.Namespace) else {}
-    found = stored.get("model") or content.get("arch")
+    source = read(checkpoint, weights) if checkpoint else None
+    stored = source.options if source else {}
+    found = stored.get("model")
     if name is None:
         if found is None:
             raise UserError(
@@ -80,9 +77,9 @@ def load_classifier(
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
         **{"in_chans": stored.get("in_chans"), "global_pool": stored.get("gp")} | kwargs,
     )
-    if checkpoint:
-        load_weights(model, checkpoint, use_ema)
-    facts = ((content.get("task_state") or {}).get(RUN_STATE) or {}).get("facts", {})
+    if source:
+        load(source, model)
+    facts = source.run.get("facts", {}) if source else {}
     channels = kwargs.get("in_chans") or stored.get("in_chans")
     config = data_config(data_options or {}, (model.pretrained_cfg or {}) | facts.get("data_config", {}), channels)
     classes = facts.get("classes") or imagenet_classes(model)

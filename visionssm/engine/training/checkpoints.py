@@ -1,25 +1,18 @@
-"""Checkpoints in timm's layout, written atomically, and read with errors that say what is wrong."""
+"""Checkpoints of a run in timm's layout: written atomically, found again, and restored."""
 
-import argparse
 import os
-import pickle
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from timm.task import TrainingTask
 from timm.utils import CheckpointSaver
-from timm.utils.checkpoint_saver import load_checkpoint_metadata
 
-from ...checkpoints import inert_stand_ins
+from ...checkpoints import check_same, read_content, run_state, unwrap
 from ...errors import UserError
 from ...files import sync_folder, write_atomically
-from .tasks import RUN_STATE
 
 EXTENSION = ".pth.tar"
 
@@ -124,7 +117,7 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     problems, candidates = [], []
     for path in run_checkpoints(folder):
         try:
-            candidates.append((position(read_checkpoint(path, metadata_only=True)), path.name.startswith("last"), path))
+            candidates.append((position(read_content(path, mmap=True)), path.name.startswith("last"), path))
         except UserError as error:
             problems.append(str(error))
     return (max(candidates)[2] if candidates else None), problems
@@ -132,105 +125,10 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     """Return (epoch, step) that a checkpoint continues with."""
-    state = (checkpoint.get("task_state") or {}).get(RUN_STATE)
-    if state is not None:
+    state = run_state(checkpoint)
+    if state:
         return state["epoch"], state["step"]
     return checkpoint.get("epoch", -1) + 1, 0
-
-
-def read_checkpoint(path: str | os.PathLike, metadata_only: bool = False) -> dict[str, Any]:
-    """Read a checkpoint or weight file without executing anything in it.
-
-    Args:
-        path: `.pth`, `.pth.tar`, `.pt`, `.bin` or `.safetensors`.
-        metadata_only: Map the tensors instead of reading them.
-
-    Raises:
-        UserError: The file is missing, damaged, or needs code that is not allowed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return {"state_dict": load_file(path)}
-        if metadata_only:
-            checkpoint = load_checkpoint_metadata(str(path))
-        else:
-            checkpoint = _read_torch_file(path)
-    except SafetensorError as error:
-        raise UserError(f"checkpoint {path} is damaged or not a safetensors file: {error}") from error
-    except Exception as error:  # torch raises pickle, zip, runtime and EOF errors for damaged files
-        if "weights_only" in str(error) and "global" in str(error).lower():
-            raise UserError(
-                f"checkpoint {path} holds objects other than tensors and plain values, which are not "
-                "loaded because that could run code"
-            ) from error
-        size = path.stat().st_size
-        raise UserError(
-            f"checkpoint {path} is damaged or incomplete ({size} bytes): it is not a readable torch file"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary of weights")
-    return checkpoint
-
-
-def _read_torch_file(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        with inert_stand_ins():  # authors pickle their configuration beside the weights
-            return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def weights(checkpoint: dict[str, Any], use_ema: bool = False) -> dict[str, torch.Tensor]:
-    """Return the weights of a checkpoint of ours, of timm's or of a bare state dict."""
-    names = ("state_dict_ema", "model_ema") if use_ema else ("state_dict", "model")
-    for name in names:
-        if isinstance(checkpoint.get(name), dict):
-            return clean_state_dict(checkpoint[name])
-    if use_ema:
-        raise UserError("the checkpoint has no averaged weights (state_dict_ema); it was trained without --model-ema")
-    return clean_state_dict(checkpoint)
-
-
-def load_weights(model: torch.nn.Module, path: str | os.PathLike, use_ema: bool = False) -> None:
-    """Load a run's or an author's checkpoint into a model, completely or not at all.
-
-    Raises:
-        UserError: The file is damaged or belongs to another model; the message names what differs.
-    """
-    state = weights(read_checkpoint(path), use_ema)
-    convert = getattr(model, "checkpoint_filter_fn", None)
-    if convert is not None:
-        try:
-            state = convert(state, model)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise UserError(f"checkpoint {path} does not fit the model: {' '.join(str(error).split())}") from error
-    check_state(model, state, path)
-    model.load_state_dict(state)
-
-
-def check_state(model: torch.nn.Module, state: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Raise a readable difference when weights are not those of a model."""
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in state]
-    extra = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    parts = [
-        f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for names, label in ((missing, "missing"), (extra, "unknown"), (shapes, "of another shape"))
-        if names
-    ]
-    if parts:
-        raise UserError(
-            f"checkpoint {path} is not of this model ({type(model).__name__}): parameters " + "; ".join(parts)
-        )
 
 
 def restore_task(
@@ -249,8 +147,9 @@ def restore_task(
     found = checkpoint.get("arch")
     if found and found.split(".")[0] != arch.split(".")[0]:
         raise UserError(f"checkpoint {path} is of model {found!r}, expected {arch!r}")
-    state = weights(checkpoint)
-    check_state(_bare(task.get_eval_model()), state, path)
+    state = unwrap(checkpoint, "raw")
+    own = _bare(task.get_eval_model()).state_dict()
+    check_same(state, own, f"checkpoint {path} does not fit the model")
     task.load_checkpoint_state(state, checkpoint.get("task_state"))
     if task.has_ema():
         if checkpoint.get("state_dict_ema") is None:
@@ -258,7 +157,7 @@ def restore_task(
                 f"checkpoint {path} has no averaged weights but --model-ema is on; train on without it "
                 "or start from the weights with --initial-checkpoint"
             )
-        task.load_checkpoint_state(weights(checkpoint, use_ema=True), checkpoint.get("task_state_ema"), ema=True)
+        task.load_checkpoint_state(unwrap(checkpoint, "ema"), checkpoint.get("task_state_ema"), ema=True)
     if optimizer is not None:
         try:
             optimizer.load_state_dict(checkpoint["optimizer"])

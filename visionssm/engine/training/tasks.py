@@ -12,9 +12,8 @@ from timm.task import (
     TrainingTask,
 )
 
+from ...checkpoints import RUN_STATE
 from ...errors import UserError
-
-RUN_STATE = "run"
 
 
 class CarriesRunState(TrainingTask):
