@@ -3,8 +3,9 @@
     python tools/model_cards.py [--check] [--only families recipes]
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`: `variants` in each card and in the README, `families` in the
-README, `recipes` in configs/classification/README.md. Title, paper and quoted figures of a family are in
-model_cards/<family>.json. `--check` changes nothing and fails if a table is not up to date.
+README, `recipes` in configs/classification/README.md. Title, paper and quoted figures of a family, and the keys other
+than `model` in which its recipes differ, are in model_cards/<family>.json. `--check` changes nothing and fails if a
+table is not up to date.
 """
 
 import argparse
@@ -82,8 +83,12 @@ def families_table(families: dict[str, dict]) -> list[str]:
 def recipes_table(families: dict[str, dict]) -> list[str]:
     """Table of the folders of recipes on ImageNet-1K."""
     counts = {family: len(list((RECIPES / family).glob("*.yaml"))) for family in families}
-    rows = [f"| `{family}` | {data['title']} | {counts[family]} |" for family, data in families.items()]
-    return ["| folder | family | recipes |", "|---|---|---|", *rows]
+    keys = {family: ["model", *data.get("recipes_differ_in", "").split()] for family, data in families.items()}
+    rows = [
+        f"| `{family}` | {data['title']} | {counts[family]} | {' '.join(f'`{key}`' for key in keys[family])} |"
+        for family, data in families.items()
+    ]
+    return ["| folder | family | recipes | which differ in |", "|---|---|---|---|", *rows]
 
 
 def read_families() -> dict[str, dict]:

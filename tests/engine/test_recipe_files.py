@@ -18,6 +18,7 @@ from visionssm.engine.commands.arguments import parse_args
 from visionssm.engine.commands.options import TrainOptions
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
+CARDS = Path(__file__).parents[2] / "model_cards"
 FILES = sorted(ROOT.rglob("*.yaml"))
 
 
@@ -51,6 +52,15 @@ def test_timms_parser_knows_the_keys_and_their_types(path):
 def test_every_published_variant_has_a_recipe(family):
     names = {parse_args(["-c", str(path)]).model for path in (ROOT / family).glob("*.yaml")}
     assert set(published(family)) <= names
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*.json")), ids=lambda path: path.stem)
+def test_recipes_of_a_family_differ_only_in_named_keys(path):
+    """Recipes are whole files, so that timm can read them; a change to one must not miss its siblings."""
+    recipes = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / path.stem).glob("*.yaml"))]
+    keys = {key for recipe in recipes for key in recipe}
+    differing = {key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)}
+    assert differing - {"model"} == set(json.loads(path.read_text()).get("recipes_differ_in", "").split())
 
 
 @pytest.mark.parametrize(
