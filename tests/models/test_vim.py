@@ -78,13 +78,6 @@ def test_published_layouts(layout):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_published_names_and_shapes(name):
-    model = timm.create_model(name, device="meta")
-    converted = VisionModel.checkpoint_filter_fn(recorded(name), model)
-    assert {k: v.shape for k, v in converted.items()} == {k: v.shape for k, v in model.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
 def test_weights_have_a_place(name):
     cfg = timm.models.get_pretrained_cfg(name)
     assert cfg.hf_hub_id.startswith("hustvl/Vim-") and cfg.hf_hub_filename.endswith(".pth")
@@ -134,15 +127,6 @@ def test_files_from_before_the_middle_class_token_are_refused(class_token, messa
         state["pos_embed"] = state["pos_embed"][:, 1:]
     with pytest.raises(CheckpointError, match=message):
         VisionModel.checkpoint_filter_fn({"model": state}, small(img_size=224))
-
-
-@pytest.mark.parametrize(
-    "variant, family",
-    [("local_vim_tiny_middle_cls_token", "LocalVim"), ("vmamba_tiny_s1l8", "VMamba"), ("plainmamba_l1", "PlainMamba")],
-)
-def test_another_family_is_recognised(variant, family):
-    with pytest.raises(CheckpointError, match=f"names are those of a {family} file"):
-        VisionModel.checkpoint_filter_fn(recorded(variant), timm.create_model("vim_tiny", device="meta"))
 
 
 def test_another_variant_is_refused_with_a_difference():

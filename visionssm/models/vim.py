@@ -85,6 +85,7 @@ class Vim(PlainModel):
                 r"^rope\.freqs_\w+$",
                 "the checkpoint is of a Vim from before February 2024, with rotary embedding and the class token "
                 "first; only the models with a middle class token ('midclstok') are supported",
+                without=r"\.A_log_\d",  # LocalVim's
             ),
         ),
     )
