@@ -13,8 +13,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from visionssm.checkpoints import CheckpointError, read
+from visionssm.checkpoints import read
+from visionssm.errors import UserError
 from visionssm.files import write_atomically
+from visionssm.openmmlab.channels import fill_channels
 from visionssm.openmmlab.conversion import convert
 from visionssm.openmmlab.requirements import check_installed
 
@@ -30,10 +32,11 @@ def main() -> int:
             raise ValueError(f"no config at {args.config!r}")
         cfg = Config.fromfile(args.config)
         check_installed(cfg.get("default_scope"))
+        fill_channels(cfg)
         cfg.model.backbone.pretrained = False
         init_default_scope(cfg.default_scope)
         weights = convert(read(args.input).weights, MODELS.build(cfg.model))
-    except (CheckpointError, ValueError) as error:
+    except (UserError, ValueError) as error:
         print(f"convert: {error}", file=sys.stderr)
         return 2
     write_atomically(args.output, lambda file: torch.save({"state_dict": weights}, file))

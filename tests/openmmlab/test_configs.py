@@ -12,7 +12,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from torch import nn  # noqa: E402
 
-from visionssm.openmmlab import check_channels  # noqa: E402
+from visionssm.openmmlab import ConfigError, check_channels, fill_channels  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 DETECTION = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "detection").glob("*/*.py"))
@@ -28,8 +28,6 @@ def read(name):
 
 def build(cfg):
     """A config's model without values, which takes no time and no memory."""
-    if cfg.default_scope == "mmdet":
-        pytest.importorskip("mmcv._ext", reason="mmcv's operators are not compiled")
     init_default_scope(cfg.default_scope)
     with torch.device("meta"):
         return MODELS.build(cfg.model).eval()
@@ -110,6 +108,46 @@ def test_wrong_channels_of_a_neck_are_refused(name, wrong, right):
     cfg.model.neck.in_channels = wrong
     with pytest.raises(ValueError, match=f"the neck .*write in_channels={right}"):
         check_channels(build(cfg))
+
+
+def without_channels(cfg):
+    """Take out all that the launcher fills in, and return it."""
+    model, found = cfg.model, []
+    necks = model.get("neck") or []
+    for part in (
+        necks[0] if isinstance(necks, list) and necks else necks,
+        *map(model.get, ("decode_head", "auxiliary_head")),
+    ):
+        if part:
+            found.append(part.pop("embed_dim" if part.type == "Feature2Pyramid" else "in_channels"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py",  # FPN
+        "detection/vim/cascade_mask_rcnn_vim_tiny_large_jitter_coco.py",  # SimpleFPN
+        "detection/plainmamba/retinanet_plainmamba_l1_1x_coco.py",  # two necks
+        "segmentation/vmamba/upernet_vmamba_tiny_s1l8_160k_ade20k-512x512.py",  # heads alone
+        "segmentation/vim/upernet_vim_tiny_60k_ade20k-512x512.py",  # Feature2Pyramid and heads
+    ],
+)
+def test_missing_channels_are_filled_in(name):
+    cfg = read(name)
+    fill_channels(cfg)
+    assert cfg.to_dict() == read(name).to_dict(), "what is said stays"
+    expected = without_channels(cfg)
+    assert expected
+    fill_channels(cfg)
+    assert without_channels(cfg) == expected
+
+
+def test_a_head_that_reads_a_map_that_is_not_there_is_refused():
+    cfg = read("segmentation/digits/upernet_test_vmamba_digits.py")
+    cfg.model.auxiliary_head.update(in_channels=None, in_index=4)
+    with pytest.raises(ConfigError, match="in_index=4 of FCNHead"):
+        fill_channels(cfg)
 
 
 def test_wrong_channels_of_the_first_of_two_necks_are_refused():

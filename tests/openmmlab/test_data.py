@@ -110,8 +110,8 @@ def test_heads_and_annotations_must_have_the_classes():
 @pytest.mark.parametrize(
     "scope, absent, message",
     [
-        ("mmdet", "mmcv._ext", "needs the compiled operators of mmcv: not installed"),
-        ("mmseg", "mmseg", "needs mmseg: not installed"),
+        ("mmdet", "mmcv", "needs mmcv, which is not installed: pip install 'visionssm"),
+        ("mmseg", "mmseg", "needs mmseg, which is not installed"),
     ],
 )
 def test_what_is_not_installed_is_named(monkeypatch, scope, absent, message):
@@ -119,3 +119,19 @@ def test_what_is_not_installed_is_named(monkeypatch, scope, absent, message):
     with pytest.raises(ValueError, match=message):
         requirements.check_installed(scope)
     requirements.check_installed(None)
+
+
+def test_an_engine_that_lies_over_the_other_and_an_opencv_that_does_not_load_are_named(monkeypatch):
+    pytest.importorskip("mmcv", reason="mmcv is not installed")
+    monkeypatch.setattr(requirements, "version", lambda name: "0.99")
+    with pytest.raises(ValueError, match="lies over onedl-mmengine 0.99, .* --force-reinstall onedl-mmengine"):
+        requirements.check_installed("mmseg")
+    monkeypatch.undo()
+
+    def without_opencv(name):
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(requirements, "import_module", without_opencv)
+    with pytest.raises(ValueError, match="libGL.* --force-reinstall opencv-python-headless"):
+        requirements.check_installed("mmseg")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("mmengine", reason="the OpenMMLab stack is not installed")
-pytest.importorskip("mmcv._ext", reason="mmcv's operators are not compiled")
+pytest.importorskip("mmdet", reason="mmdet is not installed")
+pytest.importorskip("mmcv", reason="mmcv is not installed")
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402

@@ -30,9 +30,6 @@ from visionssm.openmmlab.weights import load_matching  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 DETECTION = ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
 SEGMENTATION = ROOT / "configs/segmentation/digits/upernet_test_vmamba_digits.py"
-compiled = pytest.mark.skipif(
-    "not __import__('importlib').util.find_spec('mmcv._ext')", reason="mmcv's operators are not compiled"
-)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,6 @@ def test_upernet_trains(name, scenes, tmp_path):
         assert "val/mIoU" in runner.message_hub.log_scalars
 
 
-@compiled
 @pytest.mark.parametrize("name", PICO)
 def test_mask_rcnn_trains(name, scenes, tmp_path):
     runner = run(detector(name, scenes, tmp_path), validate=name == "test_vmamba")
@@ -121,8 +117,88 @@ def test_mask_rcnn_trains(name, scenes, tmp_path):
         assert "val/coco/bbox_mAP_50" in runner.message_hub.log_scalars
 
 
+def small_retinanet(model):
+    base = Config.fromfile(ROOT / "configs/_base_/models/retinanet.py").model
+    base.backbone, base.neck = model.backbone, model.neck
+    base.bbox_head.update(num_classes=10, in_channels=48, feat_channels=48, stacked_convs=1)
+    base.bbox_head.anchor_generator.strides = [4, 8, 16, 32]
+    return base
+
+
+def small_cascade(model):
+    base = Config.fromfile(ROOT / "configs/_base_/models/cascade_mask_rcnn_simple_fpn.py").model
+    base.backbone, base.neck, base.rpn_head = model.backbone, model.neck, model.rpn_head
+    for extractor in (base.roi_head.bbox_roi_extractor, base.roi_head.mask_roi_extractor):
+        extractor.out_channels = 48
+    for head in base.roi_head.bbox_head:
+        head.update(in_channels=48, conv_out_channels=48, fc_out_channels=64, num_classes=10)
+    base.roi_head.mask_head.update(in_channels=48, conv_out_channels=48, num_convs=1, num_classes=10)
+    base.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=16)
+    for stage in base.train_cfg.rcnn:
+        stage.sampler.num = 16
+    return base
+
+
+def small_deformable_detr(model):
+    attention = dict(embed_dims=32, num_heads=4)
+    feed_forward = dict(embed_dims=32, feedforward_channels=64)
+    return dict(
+        type="DeformableDETR",
+        num_queries=10,
+        num_feature_levels=4,
+        with_box_refine=True,
+        data_preprocessor=model.data_preprocessor,
+        backbone=model.backbone,
+        neck=dict(type="ChannelMapper", out_channels=32, num_outs=4, norm_cfg=dict(type="GN", num_groups=8)),
+        encoder=dict(
+            num_layers=1, layer_cfg=dict(self_attn_cfg=dict(attention, batch_first=True), ffn_cfg=feed_forward)
+        ),
+        decoder=dict(
+            num_layers=2,
+            return_intermediate=True,
+            post_norm_cfg=None,
+            layer_cfg=dict(
+                self_attn_cfg=dict(attention, batch_first=True),
+                cross_attn_cfg=dict(attention, batch_first=True),
+                ffn_cfg=feed_forward,
+            ),
+        ),
+        positional_encoding=dict(num_feats=16, normalize=True, offset=-0.5),
+        bbox_head=dict(
+            type="DeformableDETRHead",
+            num_classes=10,
+            embed_dims=32,
+            sync_cls_avg_factor=True,
+            loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=2.0),
+            loss_bbox=dict(type="L1Loss", loss_weight=5.0),
+            loss_iou=dict(type="GIoULoss", loss_weight=2.0),
+        ),
+        train_cfg=dict(
+            assigner=dict(
+                type="HungarianAssigner",
+                match_costs=[
+                    dict(type="FocalLossCost", weight=2.0),
+                    dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
+                    dict(type="IoUCost", iou_mode="giou", weight=2.0),
+                ],
+            )
+        ),
+        test_cfg=dict(max_per_img=10),
+    )
+
+
+@pytest.mark.parametrize("change", [small_retinanet, small_cascade, small_deformable_detr])
+def test_other_detectors_train(change, scenes, tmp_path):
+    cfg = detector("test_vmamba", scenes, tmp_path)
+    cfg.model.neck.pop("in_channels")
+    cfg.model = change(cfg.model)
+    launching.fill_channels(cfg)
+    cfg.val_evaluator.metric = "bbox"
+    run(cfg, validate=True)
+
+
 @pytest.mark.parametrize(
-    "config", [pytest.param(DETECTION, marks=compiled, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+    "config", [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
 )
 def test_loaded_weights_survive_the_initialisation_of_the_whole_model(config, tmp_path):
     classifier = timm.create_model("test_vmamba", num_classes=10)
@@ -214,7 +290,7 @@ def test_without_a_checkpoint_resuming_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(DETECTION, marks=compiled, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+    "config", [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
 )
 def test_two_processes_train_and_what_they_saved_is_tested_and_drawn(config, scenes, tmp_path):
     result = launch("openmmlab_train.py", config, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
@@ -281,6 +357,27 @@ def test_the_launcher_finetunes(checkpoint, scenes, tmp_path, capfd):
     arguments[-2] = f"load_from={tmp_path / 'other.pth'}"
     assert launching.train([*arguments, "experiment_name=other"]) == 2
     assert "does not fill the backbone" in capfd.readouterr().err
+
+
+class Fails(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        raise ValueError("in the middle of training")
+
+
+def test_an_error_in_training_keeps_its_traceback(scenes, tmp_path, monkeypatch, capsys):
+    build = launching.build_runner
+
+    def with_a_fault(cfg):
+        runner = build(cfg)
+        runner.register_hook(Fails())
+        return runner
+
+    monkeypatch.setattr(launching, "build_runner", with_a_fault)
+    arguments = [str(SEGMENTATION), "--work-dir", str(tmp_path), *map(str, options(scenes, 1))]
+    with pytest.raises(ValueError, match="in the middle of training") as error:
+        launching.train([*arguments, "experiment_name=fault"])
+    assert error.traceback[-1].name == "before_train_iter"
+    assert "error:" not in capsys.readouterr().err
 
 
 def test_the_launcher_prints_groups(capsys):

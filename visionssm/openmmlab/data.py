@@ -10,6 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
+from .errors import ConfigError
+
 _HEADS = {"bbox_head", "mask_head", "decode_head", "auxiliary_head"}  # those that tell the data set's classes apart
 
 
@@ -21,7 +23,7 @@ def move_data(cfg: Config, root: str) -> None:
         root: Folder that takes the place of the `data_root` of all its data sets.
 
     Raises:
-        ValueError: the data sets have none, or different ones.
+        ConfigError: the data sets have none, or different ones.
     """
     parts = [
         cfg[key]
@@ -31,7 +33,7 @@ def move_data(cfg: Config, root: str) -> None:
     ]
     roots = {dataset["data_root"].rstrip("/") for part in parts for dataset in _find(part, "data_root")}
     if len(roots) != 1:
-        raise ValueError(f"one folder of data can be replaced if all data sets have the same, found {sorted(roots)}")
+        raise ConfigError(f"one folder of data can be replaced if all data sets have the same, found {sorted(roots)}")
     old = roots.pop()
 
     def moved(value: Any) -> Any:
@@ -51,7 +53,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         splits: Which loaders are used, of "train", "val", "test".
 
     Raises:
-        ValueError: a file is missing, or its categories differ from the classes of the config.
+        ConfigError: a file is missing, or its categories differ from the classes of the config.
     """
     for split in splits:
         for dataset in _find(cfg.get(f"{split}_dataloader"), "data_root"):
@@ -68,7 +70,7 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
 
 def _check_exists(path: str, where: str) -> None:
     if path and "://" not in path and not os.path.exists(path):
-        raise ValueError(
+        raise ConfigError(
             f"the config's {where} reads {path!r}, which does not exist; put the data there, or name its "
             "folder by --data-root"
         )
@@ -79,7 +81,7 @@ def _check_categories(path: str, classes: Sequence[str]) -> None:
     with open(path, encoding="utf-8") as file:
         names = [category["name"] for category in json.load(file).get("categories", [])]
     if isinstance(classes, str) or [name for name in names if name in classes] != list(classes):
-        raise ValueError(
+        raise ConfigError(
             f"the config's classes {classes!r} are not categories of {path!r} in that file's order; it "
             f"has {tuple(names)!r}"
         )
@@ -116,21 +118,21 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         dataset: What it is trained on, possibly wrapped. Without a list of classes nothing is known and checked.
 
     Raises:
-        ValueError: the annotations lack a class, nothing is left to train on, or heads tell others apart.
+        ConfigError: the annotations lack a class, nothing is left to train on, or heads tell others apart.
     """
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     if classes is None:
         return
     if isinstance(classes, str):
-        raise ValueError(f"classes must be a list or tuple of names, got the string {classes!r}")
+        raise ConfigError(f"classes must be a list or tuple of names, got the string {classes!r}")
     found = getattr(dataset, "cat_ids", None)
     if found is not None and len(found) != len(classes):
-        raise ValueError(
+        raise ConfigError(
             f"{len(found)} of the {len(classes)} classes {list(classes)} are among the categories of "
             f"{dataset.ann_file!r}; metainfo=dict(classes=...) must list the names in that file"
         )
     if not len(dataset):
-        raise ValueError(f"the data set has no image with an annotation of {list(classes)}")
+        raise ConfigError(f"the data set has no image with an annotation of {list(classes)}")
     wrong = {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -140,7 +142,7 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
     }
     if wrong:
         found = ", ".join(f"{name}.num_classes={number}" for name, number in wrong.items())
-        raise ValueError(
+        raise ConfigError(
             f"the data set has {len(classes)} classes, but the model has {found}; write num_classes={len(classes)}"
         )
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoints import CheckpointError
+from ..errors import UserError
+from .channels import fill_channels
 from .data import check_data, move_data
+from .errors import ConfigError
 from .layer_decay import describe_groups
 from .requirements import check_installed
 from .weights import load_matching, load_strictly
@@ -45,18 +48,19 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read a config, apply the command line to it, and adapt it to a machine without GPU.
+    """Read a config, apply the command line to it, fill in channels, and adapt it to a machine without GPU.
 
     Raises:
-        ValueError: the config does not exist, or what it needs is not installed.
+        UserError: the config does not exist, or what it needs is not installed.
     """
     if not os.path.isfile(args.config):
-        raise ValueError(f"no config at {args.config!r}")
+        raise ConfigError(f"no config at {args.config!r}")
     cfg = Config.fromfile(args.config)
     check_installed(cfg.get("default_scope"))
     if args.data_root:
         move_data(cfg, args.data_root)
     cfg.merge_from_dict(args.cfg_options)
+    fill_channels(cfg)
     under_torchrun = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
     cfg.launcher = args.launcher or ("pytorch" if under_torchrun else "none")
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work", Path(args.config).stem)
@@ -68,7 +72,7 @@ def load_config(args: argparse.Namespace) -> Config:
 def _prepare_cpu_processes(cfg: Config) -> None:
     """Gloo in place of NCCL, no device numbers, and batch norms that do not synchronise (PyTorch's do on GPUs only)."""
     if cfg.launcher != "pytorch":
-        raise ValueError(f"without a GPU, torchrun starts several processes, not the launcher {cfg.launcher!r}")
+        raise ConfigError(f"without a GPU, torchrun starts several processes, not the launcher {cfg.launcher!r}")
     # mmengine would select a CUDA device first
     torch.distributed.init_process_group("gloo")
     cfg.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
@@ -120,7 +124,7 @@ def _choose_start(cfg: Config, resume: str | None) -> Hook | None:
     checkpoint = latest_checkpoint(cfg.work_dir) if resume == "auto" else resume
     if checkpoint is not None:
         if not os.path.isfile(checkpoint):
-            raise ValueError(f"no checkpoint at {checkpoint!r} to resume from")
+            raise ConfigError(f"no checkpoint at {checkpoint!r} to resume from")
         cfg.resume, cfg.load_from = True, checkpoint
         return None
     if cfg.get("resume") or not cfg.get("load_from"):
@@ -161,29 +165,30 @@ def train(argv: list[str] | None = None) -> int:
         help="print the optimizer's groups (layers, learning rates, weight decay) and stop",
     )
     args = parser.parse_args(argv)
-    try:
-        cfg = load_config(args)
-        if args.amp:
-            if not torch.cuda.is_available():
-                raise ValueError("--amp needs a GPU, and there is none")
-            cfg.optim_wrapper.type = "AmpOptimWrapper"
-            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-        if args.auto_scale_lr:
-            if "auto_scale_lr" not in cfg:
-                raise ValueError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
-            cfg.auto_scale_lr.enable = True
-        if args.show_groups:
-            print(describe_groups(_optimizer(cfg)))
-            return 0
-        check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
-        initial = _choose_start(cfg, args.resume)
-        runner = build_runner(cfg)
-        if initial is not None:
-            runner.register_hook(initial)
-        runner.train()
-    except (CheckpointError, ValueError) as error:
-        return _report(error)
-    return 0
+    return _run(lambda: _prepare_training(args), lambda runner: runner.train())
+
+
+def _prepare_training(args: argparse.Namespace) -> Runner | None:
+    """What shall train, or None if it was asked for a table alone."""
+    cfg = load_config(args)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise ConfigError("--amp needs a GPU, and there is none")
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "auto_scale_lr" not in cfg:
+            raise ConfigError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
+        cfg.auto_scale_lr.enable = True
+    if args.show_groups:
+        print(describe_groups(_optimizer(cfg)))
+        return None
+    check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
+    initial = _choose_start(cfg, args.resume)
+    runner = build_runner(cfg)
+    if initial is not None:
+        runner.register_hook(initial)
+    return runner
 
 
 def _optimizer(cfg: Config) -> torch.optim.Optimizer:
@@ -197,22 +202,36 @@ def test(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="file of its training, or a converted one")
     parser.add_argument("--show-dir", help="folder that receives pictures of the predictions")
     args = parser.parse_args(argv)
+    return _run(lambda: _prepare_testing(args), lambda runner: runner.test())
+
+
+def _prepare_testing(args: argparse.Namespace) -> Runner:
+    cfg = load_config(args)
+    cfg.load_from = None
+    cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
+    if args.show_dir:
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
+        folder = os.path.abspath(args.show_dir)
+        if cfg.default_scope == "mmdet":
+            cfg.default_hooks.visualization.test_out_dir = folder
+        else:
+            cfg.visualizer.save_dir = folder
+    check_data(cfg, ["test"])
+    runner = build_runner(cfg)
+    load_strictly(_bare(runner.model), args.checkpoint)
+    return runner
+
+
+def _run(prepare: Callable[[], Runner | None], go: Callable[[Runner], object]) -> int:
+    """What is wrong before the first iteration is a sentence; what goes wrong later keeps its traceback."""
     try:
-        cfg = load_config(args)
-        cfg.load_from = None
-        cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
-        if args.show_dir:
-            cfg.default_hooks.visualization.update(draw=True, interval=1)
-            folder = os.path.abspath(args.show_dir)
-            if cfg.default_scope == "mmdet":
-                cfg.default_hooks.visualization.test_out_dir = folder
-            else:
-                cfg.visualizer.save_dir = folder
-        check_data(cfg, ["test"])
-        runner = build_runner(cfg)
-        load_strictly(_bare(runner.model), args.checkpoint)
-        runner.test()
-    except (CheckpointError, ValueError) as error:
+        runner = prepare()
+    except (UserError, ValueError) as error:
+        return _report(error)
+    try:
+        if runner is not None:
+            go(runner)
+    except UserError as error:  # from the hooks that compare model, data and checkpoint before the first iteration
         return _report(error)
     return 0
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..engine.inference.prediction import find_images, read_image
 from ..errors import UserError
 from ..models import CheckpointError
+from .channels import fill_channels
 from .requirements import check_installed
 from .weights import load_strictly
 
@@ -37,8 +38,7 @@ class Predictor:
         classes: Names of what it tells apart.
 
     Raises:
-        UserError: the configuration is none of mmdet or mmseg.
-        ValueError: what it needs is not installed.
+        UserError: the configuration is none of mmdet or mmseg, or what it needs is not installed.
         CheckpointError: the file is no checkpoint, or its weights are not those of the model.
     """
 
@@ -50,6 +50,7 @@ class Predictor:
         if scope not in _VISUALIZERS:
             raise UserError(f"{config} is a configuration of {scope!r}; predictions are drawn for mmdet and mmseg")
         check_installed(scope)
+        fill_channels(cfg)
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
         init_default_scope(scope)
         self.model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model))

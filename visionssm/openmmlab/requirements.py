@@ -1,8 +1,12 @@
-"""Is what a config of mmdet or mmseg needs installed? Said before it is imported."""
+"""Is what a config of mmdet or mmseg needs installed, and whole? Said before it is imported."""
 
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-_PACKAGES = {"mmdet": ("mmdet", "mmcv", "mmcv._ext"), "mmseg": ("mmseg", "mmcv")}
+from .errors import ConfigError
+
+_PACKAGES = {"mmdet": ("mmdet", "mmcv"), "mmseg": ("mmseg", "mmcv")}
 
 
 def check_installed(scope: str | None) -> None:
@@ -12,12 +16,42 @@ def check_installed(scope: str | None) -> None:
         scope: The `default_scope` of a config.
 
     Raises:
-        ValueError: one is missing.
+        ConfigError: one is missing or broken.
+        BrokenOperatorsError: mmcv's operators are half installed.
     """
-    for package in _PACKAGES.get(scope or "", ()):
+    packages = _PACKAGES.get(scope or "", ())
+    for package in packages:
         if find_spec(package) is None:
-            what = "the compiled operators of mmcv" if package == "mmcv._ext" else package
-            raise ValueError(
-                f"a config of {scope} needs {what}: not installed; docs/openmmlab.md says how "
-                "(here: make openmmlab-compiled for mmdet, make openmmlab for mmseg)"
+            raise ConfigError(
+                f"a config of {scope} needs {package}, which is not installed: pip install 'visionssm[openmmlab]', or "
+                "here make openmmlab"
             )
+    if packages:
+        _check_engine()
+        _check_opencv()
+        import_module("mmcv._ext")  # says what is wrong with it
+
+
+def _check_engine() -> None:
+    """mmcv-lite asks for the original mmengine, which shares its folder with the fork that is wanted."""
+    import mmengine
+
+    try:
+        wanted = version("onedl-mmengine")
+    except PackageNotFoundError:
+        return
+    if mmengine.__version__ != wanted:
+        raise ConfigError(
+            f"mmengine {mmengine.__version__} lies over onedl-mmengine {wanted}, which has the same folder: "
+            "pip install --no-deps --force-reinstall onedl-mmengine"
+        )
+
+
+def _check_opencv() -> None:
+    try:
+        import_module("cv2")
+    except ImportError as error:
+        raise ConfigError(
+            f"OpenCV does not load ({error}); where there is no display: "
+            "pip install --no-deps --force-reinstall opencv-python-headless"
+        ) from error
