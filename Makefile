@@ -9,16 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation test test-all openmmlab openmmlab-compiled lint docs timm-suite parity clean
+.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint docs timm-suite parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
 	@echo "make demo-detection      find digits in scenes of several, with boxes and masks, with the demo's model and mmdet"
 	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
-	@echo "make test       set up (compiles mmcv's operators once) and run the tests that every change must pass"
+	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
-	@echo "make openmmlab  add what segmentation with mmseg needs (nothing is compiled)"
-	@echo "make openmmlab-compiled   add what detection needs too; mmcv's operators are compiled once"
+	@echo "make openmmlab  add what detection with mmdet and segmentation with mmseg need (nothing is compiled)"
+	@echo "make openmmlab-compiled   compile mmcv's own operators, which then take the place of ours"
+	@echo "make test-compiled        the tests of detection and segmentation with them"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
@@ -35,10 +36,11 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# mmcv-lite is mmcv without its compiled operators; a compiled one that is already there stays. The two builds of OpenCV
-# share a folder: the one that needs no display libraries must come last.
+# mmcv-lite is mmcv without its compiled operators, in whose place come ours; a compiled one that is already there stays.
+# It asks for the original mmengine, which would lie over the fork. The two builds of OpenCV share a folder: the one that
+# needs no display libraries must come last.
 $(VENV)/.openmmlab: $(VENV)/.installed
-	$(PIP) install -c constraints.txt onedl-mmengine onedl-mmsegmentation
+	$(PIP) install -c constraints.txt onedl-mmengine onedl-mmdetection onedl-mmsegmentation
 	$(BIN)/python -c "import mmcv" 2>/dev/null || $(PIP) install -c constraints.txt --no-deps mmcv-lite
 	$(PIP) install -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	@touch $@
@@ -54,13 +56,16 @@ $(VENV)/.openmmlab-compiled: $(VENV)/.installed
 	MMCV_WITH_OPS=1 FORCE_CUDA=$(FORCE_CUDA) $(PIP) install -c constraints.txt --no-build-isolation onedl-mmcv || { \
 		echo "mmcv's operators could not be compiled: install a C++ compiler, make and Python's headers" \
 			"(on Debian: apt install g++ make python3-dev) and try again, or use 'make openmmlab', which compiles" \
-			"nothing and serves segmentation" >&2; exit 1; }
+			"nothing" >&2; exit 1; }
 	$(PIP) install -c constraints.txt onedl-mmengine onedl-mmdetection onedl-mmsegmentation
 	$(PIP) install -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	$(BIN)/python -c "import torch, mmcv._ext"
 	@touch $@ $(VENV)/.openmmlab
 
 openmmlab-compiled: $(VENV)/.openmmlab-compiled
+
+test-compiled: $(VENV)/.openmmlab-compiled $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/openmmlab
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/prepare_digits.py --output $(WORK)/digits
@@ -77,7 +82,7 @@ $(WORK)/demo/last.pth.tar:
 	$(MAKE) demo
 
 SCENES := $(WORK)/digit_scenes
-demo-detection: $(VENV)/.openmmlab-compiled | $(WORK)/demo/last.pth.tar
+demo-detection: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
 		--work-dir $(WORK)/demo-detection --data-root $(SCENES) \
@@ -101,10 +106,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(WORK)/site
 	@echo "the site: $(WORK)/site/index.html"
 
-test: lint $(VENV)/.openmmlab-compiled
+test: lint $(VENV)/.openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: lint $(VENV)/.openmmlab-compiled
+test-all: lint $(VENV)/.openmmlab
 	$(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev

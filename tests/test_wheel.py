@@ -49,3 +49,32 @@ def test_install_and_use(wheel, tmp_path):
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
     output = run(environment / "bin" / "python", "-c", USE, cwd=tmp_path)
     assert output.strip() == str(site / "visionssm" / "__init__.py"), "nothing else may be printed on import"
+
+
+DETECTOR = """
+from visionssm.openmmlab import launching
+assert launching.train(["detector.py", "--data-root", "scenes", "--work-dir", "work"]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_the_openmmlab_extra_alone_trains_a_detector(wheel, tmp_path):
+    """In an empty environment; downloads PyTorch and all else."""
+    from mmengine.config import Config
+
+    from visionssm.digits.scenes import write_scenes
+
+    write_scenes(tmp_path / "scenes", train=4, validation=2)
+    cfg = Config.fromfile(ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py")
+    cfg.model.backbone.pretrained = False
+    cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = 2
+    cfg.train_dataloader.batch_size = 2
+    cfg.vis_backends = cfg.visualizer.vis_backends = []
+    cfg.default_hooks.visualization.draw = False
+    cfg.dump(tmp_path / "detector.py")
+    environment = tmp_path / "env"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin/python"
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[openmmlab]")
+    run(python, "-c", DETECTOR, cwd=tmp_path)
+    assert (tmp_path / "work/iter_2.pth").is_file()

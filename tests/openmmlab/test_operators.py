@@ -15,7 +15,7 @@ from visionssm.openmmlab.requirements import check_installed  # noqa: E402
 
 from .record_operators import RECORD, make_cases, run  # noqa: E402
 
-pytestmark = pytest.mark.skipif(operators.are_compiled(), reason="mmcv's operators are compiled here, and win")
+stand_in = pytest.mark.skipif(operators.are_compiled(), reason="mmcv's operators are compiled here, and win")
 
 
 def recorded(name):
@@ -29,7 +29,7 @@ def recorded(name):
     return inputs, {k: v for k, v in found.items() if not k.startswith("input/")}
 
 
-@pytest.mark.parametrize("name", [] if operators.are_compiled() else list(make_cases()))
+@pytest.mark.parametrize("name", list(make_cases()))
 def test_results_and_gradients_are_those_of_compiled_mmcv(name):
     inputs, expected = recorded(name)
     results = run(make_cases()[name], inputs)
@@ -87,16 +87,16 @@ def differentiable():
     return cases
 
 
-@pytest.mark.parametrize("name", [] if operators.are_compiled() else list(differentiable()))
+@stand_in
+@pytest.mark.parametrize("name", list(differentiable()))
 def test_gradients_are_those_of_differences(name):
     function, inputs = differentiable()[name]
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@stand_in
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    "name", [n for n in ([] if operators.are_compiled() else differentiable()) if "False-2" not in n]
-)
+@pytest.mark.parametrize("name", [n for n in differentiable() if "False-2" not in n])
 def test_half_precision_is_float32_rounded(name, dtype):
     function, inputs = differentiable()[name]
     half = [x.detach().to(dtype).requires_grad_() for x in inputs]
@@ -111,6 +111,7 @@ def test_half_precision_is_float32_rounded(name, dtype):
         torch.testing.assert_close(got, expected.to(dtype), rtol=2e-2 if dtype == torch.bfloat16 else 2e-3, atol=1e-3)
 
 
+@stand_in
 def test_suppression_in_half_precision_and_of_nothing():
     from mmcv.ops import batched_nms, nms, soft_nms
 
@@ -132,6 +133,7 @@ def test_suppression_in_half_precision_and_of_nothing():
     assert torch.equal(at_once, by_class)
 
 
+@stand_in
 def test_roi_pool_takes_the_largest_pixel_of_each_bin():
     from mmcv.ops import roi_pool
 
@@ -153,6 +155,7 @@ def test_roi_pool_takes_the_largest_pixel_of_each_bin():
                 assert torch.equal(result[region, :, i, j], expected)
 
 
+@stand_in
 def test_focal_loss_is_torchvisions():
     from mmcv.ops import sigmoid_focal_loss
     from torchvision.ops import sigmoid_focal_loss as reference
@@ -169,6 +172,7 @@ def test_focal_loss_is_torchvisions():
     assert extreme.grad.isfinite().all()
 
 
+@stand_in
 def test_masked_convolution_is_the_convolution_where_the_mask_is():
     from mmcv.ops import MaskedConv2d
 
@@ -178,6 +182,7 @@ def test_masked_convolution_is_the_convolution_where_the_mask_is():
     torch.testing.assert_close(layer(maps, mask), layer(maps) * mask)
 
 
+@stand_in
 def test_attention_is_mmcvs_form_in_pytorch():
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 
@@ -187,6 +192,7 @@ def test_attention_is_mmcvs_form_in_pytorch():
     torch.testing.assert_close(result, expected)
 
 
+@stand_in
 @pytest.mark.parametrize("name", ["roi_align", "deform_conv2d"])
 def test_compiled_graphs_take_them_whole(name):
     from mmcv.ops import DeformConv2d, RoIAlign
@@ -199,6 +205,7 @@ def test_compiled_graphs_take_them_whole(name):
     torch.testing.assert_close(whole(x, other), layer(x, other))
 
 
+@stand_in
 def test_what_is_not_there_names_itself_and_the_remedy():
     from mmcv.ops import box_iou_rotated, sigmoid_focal_loss
 
@@ -208,6 +215,7 @@ def test_what_is_not_there_names_itself_and_the_remedy():
         sigmoid_focal_loss(torch.rand(2, 3), torch.tensor([0, 1]), 2.0, 0.25, torch.ones(3))
 
 
+@stand_in
 @pytest.mark.parametrize("kind", ["working", "of another PyTorch", "missing"])
 def test_compiled_operators_win_and_broken_ones_are_named(kind, tmp_path, monkeypatch, request):
     import mmcv
