@@ -1,5 +1,6 @@
 """The wheel: built, installed in an environment of its own, and used from there."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,8 @@ print(visionssm.__file__)
 
 
 def run(*command, **kwargs):
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **kwargs)
+    outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # it may name this checkout
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=outside, **kwargs)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
