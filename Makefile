@@ -26,7 +26,8 @@ help:
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+NATIVE := visionssm/ops/selective_scan/native
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard $(NATIVE)/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
 	$(PIP) install -c constraints.txt -e ".[demo]"

@@ -1,6 +1,7 @@
 """The wheel: built, installed in an environment of its own, and used from there."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -27,11 +28,39 @@ def run(*command, **kwargs):
     return result.stdout
 
 
+def build_wheel(folder, **environment):
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "-w",
+        folder,
+        ROOT,
+        env={**os.environ, **environment},
+    )
+    return next(folder.glob("visionssm-*.whl"))
+
+
+def install(wheel, folder):
+    """The wheel in an environment of its own, whose dependencies come from this one; its Python and its site."""
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
+    return folder / "bin" / "python", site
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT)
-    return next(folder.glob("visionssm-*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheel_without_compiler(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("pure"), PATH="/nonexistent", CC="")
 
 
 def test_contents(wheel):
@@ -43,14 +72,34 @@ def test_contents(wheel):
 
 
 def test_install_and_use(wheel, tmp_path):
-    environment = tmp_path / "env"
-    venv.create(environment, with_pip=False)
-    site = next(environment.glob("lib/python*/site-packages"))
-    # the dependencies come from this environment; visionssm itself must come from the wheel
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
-    output = run(environment / "bin" / "python", "-c", USE, cwd=tmp_path)
+    python, site = install(wheel, tmp_path / "env")
+    output = run(python, "-I", "-c", USE, cwd=tmp_path)
     assert output.strip() == str(site / "visionssm" / "__init__.py"), "nothing else may be printed on import"
+
+
+BACKENDS = "from visionssm.ops import available_backends, backend_unavailable as why; "
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_library_comes_with_the_wheel(wheel, tmp_path):
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl"), wheel.name
+    python, _ = install(wheel, tmp_path / "env")
+    print_backends = BACKENDS + "print('native' in available_backends())"
+    assert run(python, "-I", "-c", print_backends, cwd=tmp_path, env={"PATH": "/nonexistent"}).strip() == "True"
+
+
+def test_without_a_compiler(wheel_without_compiler, tmp_path):
+    """The package is complete without the library, and says what is missing and how to get it."""
+    assert wheel_without_compiler.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel_without_compiler).namelist()
+    assert not any(name.endswith(".so") for name in names)
+    python, site = install(wheel_without_compiler, tmp_path / "env")
+    assert run(python, "-I", "-c", USE, cwd=tmp_path).strip() == str(site / "visionssm" / "__init__.py")
+    message = run(python, "-I", "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path)
+    assert "not compiled" in message and "native.build" in message
+    if shutil.which("cc"):  # the remedy that the message names
+        run(python, "-I", "-m", "visionssm.ops.selective_scan.native.build", cwd=tmp_path)
+        assert run(python, "-I", "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path).strip() == "None"
 
 
 DETECTOR = """

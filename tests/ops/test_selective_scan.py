@@ -1,4 +1,4 @@
-"""The operator: its contract, and the portable implementation against the step-by-step reference."""
+"""The operator: its contract, and the implementations for CPUs against the step-by-step reference."""
 
 import json
 from pathlib import Path
@@ -10,14 +10,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionssm.ops import available_backends, selective_scan
+from visionssm.ops import available_backends, backend_unavailable, selective_scan
 from visionssm.ops.selective_scan import portable
+from visionssm.ops.selective_scan.backends import BACKENDS
 from visionssm.ops.selective_scan.contract import canonical
 from visionssm.ops.selective_scan.doubling import selective_scan_doubling
 from visionssm.ops.selective_scan.reference import selective_scan_reference
 
 DATA = Path(__file__).parents[1] / "data"
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight")
+
+
+def on_cpus():
+    """The backends that are taken on CPUs, as parameters of a test; one that cannot run is skipped with its reason."""
+    parameters = []
+    for backend in BACKENDS:
+        if backend.devices is None or "cpu" in backend.devices:
+            reason = backend_unavailable(backend.name, "cpu")
+            skip = pytest.mark.skipif(reason is not None, reason=f"{backend.name}: {reason}")
+            parameters.append(pytest.param(backend.name, marks=skip))
+    return parameters
+
+
+each_backend = pytest.mark.parametrize("implementation", on_cpus())
 
 
 def make_order(kind, k, L, T, generator):
@@ -126,12 +141,13 @@ def test_portable_equals_reference_in_float64(case):
     assert_close(run(args, options, "portable"), run(args, options, "reference"), 1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@each_backend
+@settings(max_examples=60, deadline=None)
 @given(case=cases, dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-def test_portable_equals_reference_in_low_precision(case, dtype):
+def test_equals_reference_in_low_precision(implementation, case, dtype):
     args, options = make_inputs(**case, dtype=dtype)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
-    assert_close(run(args, options, "portable"), run(args, options, "reference"), tolerance)
+    assert_close(run(args, options, implementation), run(args, options, "reference"), tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,34 +194,37 @@ def test_gradcheck(kind, shared):
     assert torch.autograd.gradcheck(function, leaves)
 
 
-def test_states_come_back_without_C():
-    args, options = make_inputs(2, N=1, no_C=True, no_D=True, out="step")
-    y = run(args, options, "portable")
-    assert_close(y, run(args, options, "reference"), 1e-10)
+@each_backend
+def test_states_come_back_without_C(implementation):
+    args, options = make_inputs(2, N=1, no_C=True, no_D=True, out="step", dtype=torch.float32)
+    y = run(args, options, implementation)
+    assert_close(y, run(args, options, "reference"), 1e-5)
     ones = {**args, "C": torch.ones_like(args["B"])}
-    torch.testing.assert_close(y[0], run(ones, options, "portable")[0])
+    torch.testing.assert_close(y[0], run(ones, options, implementation)[0])
 
 
-def test_zero_token_decays_the_state_by_softplus_of_the_bias():
+@each_backend
+def test_zero_token_decays_the_state_by_softplus_of_the_bias(implementation):
     u = torch.tensor([[[1.0], [0.0]]])
     zeros, ones = torch.zeros(1, 2, 1), torch.ones(1, 2, 1)
-    y = selective_scan(
-        u, zeros, -torch.ones(1, 1), ones, ones, delta_bias=torch.tensor([0.5]), order=torch.tensor([[0, -1, -1, 1]])
-    )
+    order = torch.tensor([[0, -1, -1, 1]])
+    parameters = dict(delta_bias=torch.tensor([0.5]), order=order, backend=implementation)
+    y = selective_scan(u, zeros, -torch.ones(1, 1), ones, ones, **parameters)
     step = torch.nn.functional.softplus(torch.tensor(0.5))
     expected = torch.stack([step, step * torch.exp(-3 * step)])
     torch.testing.assert_close(y[0, :, 0], expected)
 
 
-def test_non_contiguous_inputs():
-    args, options = make_inputs(4, L=12, k=3, d=5, N=3)
-    expected = run(args, options, "portable")
+@each_backend
+def test_non_contiguous_inputs(implementation):
+    args, options = make_inputs(4, L=12, k=3, d=5, N=3, rank=2, dtype=torch.float32)
+    expected = run(args, options, "reference")
     strided = {n: None if x is None else x.transpose(0, -1).contiguous().transpose(0, -1) for n, x in args.items()}
-    y = selective_scan(**{n: x for n, x in strided.items() if n != "dt_weight"}, **options, backend="portable")
-    torch.testing.assert_close(y, expected[0])
+    assert_close(run(strided, options, implementation), expected, 1e-5)
 
 
-def test_recorded_scan():
+@each_backend
+def test_recorded_scan(implementation):
     """The operator of VMamba's repository on recorded inputs, in its channel-major layout."""
     case = json.loads((DATA / "ops" / "vmamba-selective_scan.json").read_text())
     b, k, c, n, L = (case["shapes"][s] for s in ("B", "K", "c", "N", "L"))
@@ -228,6 +247,7 @@ def test_recorded_scan():
         leaves["D"].view(k, c),
         leaves["delta_bias"].view(k, c),
         out="step",
+        backend=implementation,
     )
     y = y.permute(0, 2, 3, 1).reshape(b, k * c, L)
     np.testing.assert_allclose(y.detach().numpy().ravel(), case["output"]["data"], rtol=1e-5, atol=1e-5)
@@ -240,15 +260,18 @@ def test_recorded_scan():
 # --- torch.library ----------------------------------------------------------------------------------------------------
 
 
-def test_opcheck():
+@each_backend
+def test_opcheck(implementation):
     args, options = make_inputs(6, rank=2, dtype=torch.float32)
     scan = canonical(*(args[n] for n in NAMES), options["order"], options["num_tokens"], "token", "token", "sum", None)
     scan = scan._replace(u=scan.u.requires_grad_(), A=scan.A.requires_grad_())
-    torch.library.opcheck(torch.ops.visionssm.selective_scan.default, (*scan, "portable", True))
+    torch.library.opcheck(torch.ops.visionssm.selective_scan.default, (*scan, implementation, True))
 
 
+@each_backend
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compile_without_graph_breaks(backend):
+def test_compile_without_graph_breaks(backend, implementation, monkeypatch):
+    monkeypatch.setenv("VISIONSSM_BACKEND", implementation)
     args, options = make_inputs(7, dtype=torch.float32)
     torch.compiler.reset()
 
@@ -259,7 +282,9 @@ def test_compile_without_graph_breaks(backend):
     torch.testing.assert_close(torch.compile(function, backend=backend, fullgraph=True)(*inputs), function(*inputs))
 
 
-def test_export_and_fx():
+@each_backend
+def test_export_and_fx(implementation, monkeypatch):
+    monkeypatch.setenv("VISIONSSM_BACKEND", implementation)
     args, options = make_inputs(9, dtype=torch.float32)
 
     class Scan(torch.nn.Module):
@@ -298,7 +323,7 @@ def test_backend_choice(monkeypatch):
     by_environment = selective_scan(**args, **options)
     torch.testing.assert_close(by_environment, selective_scan(**args, **options, backend="portable"))
     monkeypatch.setenv("VISIONSSM_BACKEND", "cuda")
-    with pytest.raises(ValueError, match="unknown VISIONSSM_BACKEND 'cuda'.*triton, portable, reference"):
+    with pytest.raises(ValueError, match="unknown VISIONSSM_BACKEND 'cuda'.*triton, native, portable, reference"):
         selective_scan(**args, **options)
 
 

@@ -28,6 +28,8 @@ class Backend(NamedTuple):
             `forward` saved and the scan: one gradient for each tensor in `scan.tensors`, in its shape and dtype, and
             None where the scan has none.
         states_shape: Shape of what `forward` saves.
+        told_from: State updates of a call (`Scan.updates`) from which on it is said, once, that the backend was meant
+            for the device but cannot run; a forward that keeps states for a backward always counts.
     """
 
     name: str
@@ -36,3 +38,4 @@ class Backend(NamedTuple):
     forward: Callable[[Scan, bool], tuple[Tensor, Tensor | None, Tensor | None]]
     backward: Callable[[Tensor, Tensor | None, Tensor, Scan], tuple[Tensor | None, ...]]
     states_shape: Callable[[Scan], tuple[int, ...]]
+    told_from: int = 0

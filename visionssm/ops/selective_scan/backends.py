@@ -7,8 +7,14 @@ import torch
 
 from . import portable, reference, triton_backend
 from .backend import Backend
+from .native import backend as native_backend
 
-BACKENDS: tuple[Backend, ...] = (triton_backend.BACKEND, portable.BACKEND, reference.BACKEND)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend.BACKEND,
+    native_backend.BACKEND,
+    portable.BACKEND,
+    reference.BACKEND,
+)
 
 _logger = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -34,10 +40,17 @@ def backend_unavailable(name: str, device: str = "cuda", dtype: torch.dtype = to
     return _named(name, "backend").unavailable(device, dtype)
 
 
-def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype, updates: float | None = None) -> Backend:
     """The backend asked for: by name, else by VISIONSSM_BACKEND, else the first that is meant for the device.
 
     Says once (logging) why a backend meant for the device is passed over.
+
+    Args:
+        name: What the caller asked for, None or "" for nothing.
+        device: Device of the inputs.
+        dtype: Dtype of the input u.
+        updates: State updates of the scan that will now run (see `Backend.told_from`); None if none will, then nothing
+            is said.
 
     Raises:
         ValueError: no backend has that name.
@@ -53,15 +66,24 @@ def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) -
                 "VISIONSSM_BACKEND"
             )
         return backend
+    passed: list[tuple[Backend, str]] = []
     for backend in BACKENDS:
         if backend.devices is not None and device.type not in backend.devices:
             continue
         reason = backend.unavailable(device.type, dtype)
         if reason is None:
+            for other, reason in passed:
+                if updates is not None and updates >= other.told_from and reason not in _told:
+                    _told.add(reason)
+                    _logger.warning(
+                        "selective_scan takes the %s backend on %s, not the %s one: %s",
+                        backend.name,
+                        device,
+                        other.name,
+                        reason,
+                    )
             return backend
-        if reason not in _told:
-            _told.add(reason)
-            _logger.warning("selective_scan does without the %s backend on %s: %s", backend.name, device, reason)
+        passed.append((backend, reason))
     raise RuntimeError(f"no backend can scan {dtype} on {device}")
 
 

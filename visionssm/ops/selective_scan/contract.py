@@ -67,6 +67,11 @@ class Scan(NamedTuple):
         return torch.float64 if self.u.dtype == torch.float64 else torch.float32
 
     @property
+    def updates(self) -> int:
+        """Number of times that a state is updated."""
+        return self.batch * self.steps * self.routes * self.channels * self.states
+
+    @property
     def state_shape(self) -> tuple[int, ...]:
         """Shape of an initial or last state."""
         return self.batch, self.routes, self.channels, self.states

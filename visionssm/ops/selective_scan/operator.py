@@ -56,8 +56,9 @@ def selective_scan(
         out: "sum" returns the routes merged, (b, L, d); "route" each route by token, (b, L, k, d); "step" each route
             as scanned, (b, T, k, d).
         out_dtype: Dtype of the result; u's if None.
-        backend: "triton", "portable" or "reference"; None reads the environment variable VISIONSSM_BACKEND and else
-            takes Triton on GPUs and the portable implementation anywhere else.
+        backend: "triton", "native", "portable" or "reference"; None reads the environment variable VISIONSSM_BACKEND
+            and else takes Triton on GPUs, the native library on CPUs where it was compiled, and the portable
+            implementation anywhere else and for float64.
 
     Returns:
         The output in the shape that `out` says.

@@ -6,11 +6,13 @@ the shape of the states that a traced forward saves for its backward. Another ba
 training step together with its backward; the backward refuses states that are not its backend's.
 """
 
+from math import inf
 from typing import get_type_hints
 
 import torch
 from torch import Tensor
 
+from .backend import Backend
 from .backends import choose_backend
 from .contract import Scan
 from .doubling import selective_scan_doubling
@@ -42,12 +44,16 @@ def _nothing(scan: Scan) -> Tensor:
     return scan.u.new_empty(0, dtype=scan.compute_dtype)
 
 
+def _running(scan: Scan, backend: str, save: bool) -> Backend:
+    return choose_backend(backend, scan.u.device, scan.u.dtype, inf if save else scan.updates)
+
+
 def _forward(*args):
     scan, (backend, save) = Scan(*args[:_FIELDS]), args[_FIELDS:]
     if scan.batch == 0:
         out, last, states = _forward_fake(*args)
         return out.zero_(), last.zero_(), states.zero_()
-    results = choose_backend(backend, scan.u.device, scan.u.dtype).forward(scan, save)
+    results = _running(scan, backend, save).forward(scan, save)
     return tuple(_nothing(scan) if result is None else result for result in results)
 
 
@@ -92,7 +98,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx, keyset, *args):
         scan, (backend, _) = Scan(*args[:_FIELDS]), args[_FIELDS:]
         if type(scan.u) in (Tensor, torch.nn.Parameter):  # not traced: forward and backward of one call agree
-            backend = choose_backend(backend, scan.u.device, scan.u.dtype).name
+            backend = _running(scan, backend, args[-1]).name
         out, last, states = scan_op.redispatch(keyset & torch._C._after_autograd_keyset, *scan, backend, args[-1])
         ctx.backend, ctx.rest = backend, scan[_TENSORS + 1 :]
         ctx.save_for_backward(states, *scan[: _TENSORS + 1])

@@ -1,0 +1,51 @@
+"""Compiles the native scan where there is a C compiler; everything else is in pyproject.toml."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
+
+NATIVE = Path("visionssm/ops/selective_scan/native")
+
+_spec = importlib.util.spec_from_file_location("native_build", Path(__file__).parent / NATIVE / "build.py")
+native = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(native)
+
+
+class BuildWithNative(build_py):
+    """Puts the library beside the modules. Without it the package works, slower on CPUs: a failure is only reported."""
+
+    @property
+    def library(self) -> Path:
+        return native.LIBRARY if self.editable_mode else Path(self.build_lib, NATIVE, native.LIBRARY.name)
+
+    def run(self):
+        super().run()
+        try:
+            native.build(self.library)
+        except native.BuildError as error:
+            self.library.unlink(missing_ok=True)
+            print(f"warning: the native scan was not compiled, so CPUs take a slower path: {error}", file=sys.stderr)
+
+    def get_outputs(self, include_bytecode=True):
+        return [*super().get_outputs(include_bytecode), *([str(self.library)] if self.library.exists() else [])]
+
+
+class PlatformWheel(bdist_wheel):
+    """Tagged for the platform if it holds the library, and for any Python 3: the library knows nothing of Python."""
+
+    def run(self):
+        self.run_command("build")
+        self.root_is_pure = not self.get_finalized_command("build_py").library.exists()
+        self.distribution.has_ext_modules = lambda: not self.root_is_pure  # decides on the folder inside the wheel
+        super().run()
+
+    def get_tag(self):
+        tag = super().get_tag()
+        return tag if self.root_is_pure else ("py3", "none", tag[2])
+
+
+setup(cmdclass={"build_py": BuildWithNative, "bdist_wheel": PlatformWheel})

@@ -1,0 +1,1 @@
+"""The scan as a library in C, loaded with ctypes."""
