@@ -32,14 +32,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names = visionssm.list_models(args.patterns)
     if not names:
-        known = ", ".join(visionssm.list_models())
-        print(f"no model matches {' '.join(args.patterns)}; known: {known}", file=sys.stderr)
+        print(
+            f"no model matches {' '.join(args.patterns)}; known: {', '.join(visionssm.list_models())}", file=sys.stderr
+        )
         return 2
     figures = published()
     print(f"{'model':32} {'input':>9} {'parameters':>12} {'published':>9} {'GMACs':>8} {'published':>9} {'gap':>7}")
     for name in names:
-        cost = count(timm.create_model(name, device="meta"), get_pretrained_cfg(name).input_size)
-        height, width = get_pretrained_cfg(name).input_size[1:]
+        cfg = get_pretrained_cfg(name, allow_unregistered=False)
+        assert cfg is not None
+        cost = count(timm.create_model(name, device="meta"), cfg.input_size)
+        height, width = cfg.input_size[1:]
         known = figures.get(name, {})
         gmacs = known.get("gmacs")
         gap = f"{cost.multiply_adds / 1e9 / gmacs - 1:+7.1%}" if gmacs else f"{'':7}"

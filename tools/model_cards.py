@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import timm
-from timm.models import get_pretrained_cfg
+from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from visionssm.analysis.flops import Cost, count
 from visionssm.files import write_text
@@ -28,10 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 CARDS, RECIPES = ROOT / "model_cards", ROOT / "configs" / "classification"
 
 
+def cfg_of(name: str) -> PretrainedCfg:
+    """The published configuration."""
+    cfg = get_pretrained_cfg(name, allow_unregistered=False)
+    assert cfg is not None
+    return cfg
+
+
 @cache
 def cost_of(name: str) -> Cost:
     """Parameters and multiply-adds at the published size."""
-    return count(timm.create_model(name, device="meta"), get_pretrained_cfg(name).input_size)
+    return count(timm.create_model(name, device="meta"), cfg_of(name).input_size)
 
 
 def variants_table(variants: dict[str, dict]) -> list[str]:
@@ -41,7 +48,7 @@ def variants_table(variants: dict[str, dict]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in variants.items():
-        cfg, cost = get_pretrained_cfg(name), cost_of(name)
+        cfg, cost = cfg_of(name), cost_of(name)
         weights = f"[download]({cfg.url})" if cfg.url else cfg.hf_hub_id or figures.get("weights", "none")
         top1 = f"{figures['top1']}" if "top1" in figures else "-"
         if "reevaluated" in figures:
@@ -59,7 +66,7 @@ def short_variants_table(families: dict[str, dict]) -> list[str]:
     lines = ["| model | parameters | GMACs | published top-1 | weights |", "|---|---|---|---|---|"]
     for family, data in families.items():
         for name, figures in data["variants"].items():
-            cfg, cost = get_pretrained_cfg(name), cost_of(name)
+            cfg, cost = cfg_of(name), cost_of(name)
             weights = "downloads" if cfg.url or cfg.hf_hub_id else figures.get("weights", "none")
             lines.append(
                 f"| [`{name}`](model_cards/{family}.md) | {cost.parameters / 1e6:.1f} M "

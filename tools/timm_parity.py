@@ -110,7 +110,7 @@ def main() -> int:
     shutil.rmtree(args.output, ignore_errors=True)
     write_images(args.output / "data")
     torch.manual_seed(0)
-    model = timm.create_model(RECIPE["model"], num_classes=RECIPE["num_classes"])
+    model = timm.create_model(str(RECIPE["model"]), num_classes=RECIPE["num_classes"])
     torch.save(model.state_dict(), args.output / "weights.pth")
     (args.output / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
 

@@ -44,7 +44,9 @@ def export_model(model: nn.Module, image: Tensor, path: str | Path, dynamic_batc
                 torch.export.save(program, temporary)
                 output = torch.export.load(temporary).module()(test)
             else:
-                torch.onnx.export(program, dynamo=True, verbose=False).save(temporary)
+                onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+                assert onnx_program is not None, "with dynamo the program is returned"
+                onnx_program.save(temporary)
                 output = _run_onnx(temporary, test)
             difference = (output - model(test)).abs().max().item()
             os.replace(temporary, path)

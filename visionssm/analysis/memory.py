@@ -63,7 +63,7 @@ def training_memory(
             f"the memory of the Triton scan is counted, but {reason}; "
             "VISIONSSM_BACKEND=portable in the environment counts the portable scan"
         )
-    model = timm.create_model(name, device="meta", **model_kwargs)
+    model: Any = timm.create_model(name, device="meta", **model_kwargs)
     channels = model.pretrained_cfg["input_size"][0]
     with _fake_gpu() as device:
         model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device))
@@ -78,11 +78,11 @@ def training_memory(
     return TrainingMemory(state, shared=2 * one - two, per_image=two - one)
 
 
-def kept_bytes(model: nn.Module, images: Tensor, checkpointing: bool = False) -> int:
+def kept_bytes(model: Any, images: Tensor, checkpointing: bool = False) -> int:
     """Bytes alive after a forward in training mode, beyond the model: images, and tensors saved for the backward.
 
     Args:
-        model: Classifier on the device of the images, left in training mode.
+        model: Classifier, a module of timm's, on the device of the images, left in training mode.
         images: (b, c, h, w).
         checkpointing: As if the model recomputed its blocks; with the saved tensors of the largest block.
     """

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
@@ -43,7 +45,7 @@ def draw_scans(names: Sequence[str], height: int, width: int) -> Figure:
     heights = [0.45 + (panel + (0.4 if len(routes) > 1 else 0.15)) * n for routes, n in zip(paths, rows, strict=True)]
     size = (max(4.6, columns * (_PANEL + 0.25)), sum(heights) + 0.75)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    blocks = figure.subfigures(len(names) + 1, 1, height_ratios=[*heights, 0.75])
+    blocks = figure.subfigures(len(names) + 1, 1, height_ratios=[*heights, 0.75], squeeze=False)[:, 0]
     for block, name, routes, title, n in zip(blocks, names, paths, titles, rows, strict=False):
         _draw_order(block, name, routes, title, height, width, (n, min(columns, len(routes))))
     every = [path for routes in paths for path in routes]
@@ -86,7 +88,7 @@ def _draw_order(
 def _titles(name: str) -> list[str]:
     """A heading for each route: its name in a composed order, its number in an order of several routes."""
     parts = name.split("+")
-    titles = []
+    titles: list[str] = []
     for part in parts:
         routes = num_routes(part)
         numbers = [f"route {len(titles) + i}" for i in range(routes)]
@@ -165,7 +167,7 @@ def _draw_route(panel: Axes, path: np.ndarray, side: float) -> None:
             _draw_arrow(panel, start, end, JUMP if kind else colors[index], (2.5 if kind else 3.6) * line + 1.5)
 
     mark = min(9.0, max(4.0, side / 2.8))
-    edge = {"markeredgecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 5}
+    edge: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 5}
     panel.plot(*points[-1], "s", color=END, markersize=mark, **edge)
     panel.plot(*points[0], "o", color=START, markersize=mark if len(points) > 1 else 0.6 * mark, **edge)
 
@@ -179,8 +181,8 @@ def _draw_arrow(panel: Axes, start: np.ndarray, end: np.ndarray, color, size: fl
 
 def _draw_key(block: SubFigure, width: float, jumps: bool, zero_tokens: bool) -> None:
     """Legend and colour bar, in a strip of `width` inches."""
-    edge = {"linestyle": "none", "markeredgecolor": "white", "markersize": 8}
-    handles = [
+    edge: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white", "markersize": 8}
+    handles: list[Artist] = [
         Line2D([], [], color=START, marker="o", label="start", **edge),
         Line2D([], [], color=END, marker="s", label="end", **edge),
     ]

@@ -206,7 +206,7 @@ def _stand_in(base: type, name: str) -> tuple[type, str]:
 
 # Training scripts pickle their configuration and their logs beside the weights. The unpickler is given these inert
 # classes under the names in the file: nothing that the file names is imported or called. A namespace holds plain data.
-_STAND_INS = [
+_STAND_INS: list[Any] = [
     argparse.Namespace,
     *(
         _stand_in(_InertMapping, name)

@@ -87,7 +87,7 @@ class VisionModel(nn.Module):
             TypeError: an argument is unknown or unused; the message offers the nearest names.
             ValueError: `weight_init` is unknown.
         """
-        signatures = [inspect.signature(base.__init__).parameters for base in type(self).__mro__]
+        signatures = [inspect.signature(base.__init__).parameters for base in type(self).__mro__]  # type: ignore[misc]
         known = {
             name: p
             for s in reversed(signatures)

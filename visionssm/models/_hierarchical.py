@@ -171,6 +171,7 @@ class HierarchicalModel(VisionModel):
         last = len(self.feature_info) - 1
         intermediates = []
         x = self.stem(x)
+        stage: nn.Module
         for i, stage in enumerate(self.stages[: max_index + 1] if stop_early else self.stages):
             x = stage(x)
             if i in take_indices:

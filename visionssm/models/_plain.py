@@ -279,6 +279,7 @@ class PlainModel(VisionModel):
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, grid = self.embed(x)
+        block: nn.Module
         for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
             x, hidden = self.run_block(block, x, grid, with_hidden=True)
             if i not in take_indices:

@@ -129,7 +129,7 @@ class VisionSSMBackbone(BaseModule):
         norms = [out_norm] * len(self.out_indices) if one_for_all else list(out_norm)
         if len(norms) != len(self.out_indices):
             raise ValueError(f"out_norm lists {len(norms)} norms for {len(self.out_indices)} outputs")
-        modules = []
+        modules: list[nn.Module] = []
         for norm, level, channels in zip(norms, self.out_indices, self.out_channels, strict=True):
             if norm not in _NORMS:
                 raise ValueError(f"out_norm must be 'layernorm', 'model' or None, got {norm!r}")

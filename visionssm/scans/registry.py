@@ -15,7 +15,7 @@ OrderFn = Callable[..., Tensor]  # (height, width[, k]) -> integer tensor (route
 _NAME = re.compile(r"[a-z][a-z0-9_]*(<k>)?")
 _TURN = "|".join(TURNS)
 _ROUTE = r"\[(?P<route>0|[1-9][0-9]*)\]"
-_TERM = re.compile(rf"(?P<base>.*?)({_ROUTE})?(?P<turns>({_TURN})*)(?P<flip>{FLIP})?")
+_TERM = re.compile(rf"(?P<base>.*?)({_ROUTE})?(?P<turns>({_TURN})*)(?P<flip>{FLIP})?", re.DOTALL)
 
 
 class ScanOrder(NamedTuple):
@@ -37,7 +37,10 @@ class Part(NamedTuple):
     @property
     def order_routes(self) -> int:
         """Number of routes of the order itself."""
-        return self.order.routes if isinstance(self.order.routes, int) else self.order.routes(self.k)
+        if isinstance(self.order.routes, int):
+            return self.order.routes
+        assert self.k is not None, "an order that counts by its parameter has one"
+        return self.order.routes(self.k)
 
     @property
     def routes(self) -> int:
@@ -156,6 +159,7 @@ def parse_scan(name: str) -> tuple[Part, ...]:
 
 def _parse_part(part: str, whole: str) -> Part:
     term = _TERM.fullmatch(part)
+    assert term is not None, "the pattern takes any text"
     base = term["base"]
     found = _find(base)
     if found is None:
@@ -182,7 +186,9 @@ def _find(base: str) -> tuple[ScanOrder, int | None] | None:
 
 def _unknown(base: str, whole: str) -> str:
     where = f"scan order {base!r}" + (f" in {whole!r}" if base != whole else "")
-    stem, number = re.fullmatch(r"(.*?)([0-9]*|<k>)", base).groups()
+    ends = re.fullmatch(r"(.*?)([0-9]*|<k>)", base, re.DOTALL)
+    assert ends is not None, "the pattern takes any text"
+    stem, number = ends.groups()
     if f"{stem}<k>" in _orders:
         return f"{where} needs a whole number from 1 on after {stem!r}, as in '{stem}2'"
     names = {known.removesuffix("<k>"): known for known in _orders}

@@ -239,7 +239,7 @@ def placing_tables(place: Callable[[Tensor, torch.device], Tensor]) -> Iterator[
             shape and dtype: a fake one on a device that is not there, say.
     """
     global _place
-    before, _place = _place, place
+    before, _place = _place, place  # type: ignore[assignment]
     clear_tables()
     try:
         yield

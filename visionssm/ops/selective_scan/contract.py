@@ -1,6 +1,6 @@
 """What a selective scan is given: checks, sizes, and one canonical form that every implementation reads."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Scan(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors that have gradients: all before `order`."""
-        return self[: self._fields.index("order")]
+        return cast(tuple[Tensor | None, ...], self[: self._fields.index("order")])
 
     @property
     def batch(self) -> int:

@@ -140,9 +140,11 @@ def wavefront_scan_flops(b: int, H: int, W: int, d: int, N: int) -> int:
 
 @register_flop_formula(torch.ops.visionssm.wavefront_scan)
 def _forward_flops(x, delta_top, delta_left, A_top, *args, out_shape=None, **kwargs) -> int:
-    return wavefront_scan_flops(*x, A_top[1])
+    b, H, W, d = x
+    return wavefront_scan_flops(b, H, W, d, A_top[1])
 
 
 @register_flop_formula(torch.ops.visionssm.wavefront_scan_backward)
 def _backward_flops(grad, states, x, delta_top, delta_left, A_top, *args, out_shape=None, **kwargs) -> int:
-    return 2 * wavefront_scan_flops(*x, A_top[1])
+    b, H, W, d = x
+    return 2 * wavefront_scan_flops(b, H, W, d, A_top[1])

@@ -47,12 +47,9 @@ class _Inputs(NamedTuple):
     log_shares: Tensor  # (H * W, 2, 1, 1)
 
     def of(self, diagonal: _Diagonal) -> "_Inputs":
-        return _Inputs(
-            *(t[:, diagonal.cells] for t in self[:2]),
-            self.A,
-            *(t[:, diagonal.cells] for t in self[3:6]),
-            *(t[diagonal.cells] for t in self[6:]),
-        )
+        by_cell = {name: getattr(self, name)[:, diagonal.cells] for name in ("x", "delta", "B", "C", "input")}
+        shares = {name: getattr(self, name)[diagonal.cells] for name in ("shares", "log_shares")}
+        return self._replace(**by_cell, **shares)
 
 
 def forward(scan: Wavefront, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -120,8 +117,8 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
     if scan.D is not None:
         dx.addcmul_(dy, scan.D)
         dD = (dy * inputs.x).sum((0, 1))
-    pairs = (torch.unbind_copy(*pair) for pair in ((ddelta, 2), (dA.mT, 0), (dB, 2)))
-    grads = dx, *(g for pair in pairs for g in pair), dC
+    pairs = (stacked.unbind(dim) for stacked, dim in ((ddelta, 2), (dA.mT, 0), (dB, 2)))
+    grads = dx, *(g.clone() for pair in pairs for g in pair), dC  # outputs of an operator must not share memory
     return *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, scan, strict=False)), dD
 
 
