@@ -36,14 +36,15 @@ def documents() -> list[str]:
 def exports(package: Path) -> dict[str, str]:
     """What a package exports: name and full name where it is defined; a function may be called as its module is."""
     tree = ast.parse((package / "__init__.py").read_text())
-    prefix = ".".join(package.relative_to(ROOT).parts)
     found = {}
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            inner = package / node.module.replace(".", "/")
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            base = [package, *package.parents][node.level - 1]
+            inner = base / node.module.replace(".", "/")
             deeper = exports(inner) if inner.is_dir() else {}
+            prefix = ".".join([*base.relative_to(ROOT).parts, node.module])
             for alias in node.names:
-                found[alias.asname or alias.name] = deeper.get(alias.name, f"{prefix}.{node.module}.{alias.name}")
+                found[alias.asname or alias.name] = deeper.get(alias.name, f"{prefix}.{alias.name}")
     public = [
         ast.literal_eval(n.value)
         for n in tree.body
