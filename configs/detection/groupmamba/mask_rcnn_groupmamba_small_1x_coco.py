@@ -5,12 +5,7 @@ Settings are those of VMamba.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
 
-_base_ = [
-    "../../_base_/models/mask_rcnn.py",
-    "../../_base_/datasets/coco.py",
-    "../../_base_/schedules/coco_1x.py",
-    "../../_base_/detection_runtime.py",
-]
+_base_ = "mask_rcnn_groupmamba_tiny_1x_coco.py"
 model = dict(
     backbone=dict(name="groupmamba_small", pretrained="weights/groupmamba_small.pth", drop_path_rate=0.3),
     neck=dict(in_channels=[64, 128, 348, 512]),

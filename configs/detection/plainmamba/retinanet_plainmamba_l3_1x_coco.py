@@ -5,14 +5,9 @@ Published: box AP 44.8. Source: the authors' README
 pyramid that stands in here has other parameters: their detectors' weights do not load, and results may differ.
 """
 
-_base_ = [
-    "../../_base_/models/retinanet.py",
-    "../../_base_/datasets/coco.py",
-    "../../_base_/schedules/coco_1x.py",
-    "../../_base_/detection_runtime.py",
-]
+_base_ = "retinanet_plainmamba_l1_1x_coco.py"
 model = dict(
-    backbone=dict(name="plainmamba_l3", pretrained=True, out_indices=(35,), out_norm=None, drop_path_rate=0.3),
+    backbone=dict(name="plainmamba_l3", out_indices=(35,), drop_path_rate=0.3),
     neck=[
         dict(type="SimpleFPN", in_channels=448, out_channels=256, num_outs=4),
         dict(
@@ -26,11 +21,3 @@ model = dict(
         ),
     ],
 )
-val_evaluator = dict(metric=["bbox"])
-test_evaluator = val_evaluator
-optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type="MultiStepLR", begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
-]
-sync_bn = "torch"

@@ -3,13 +3,7 @@
 Published: box AP 48.6, mask AP 43.3. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
 
-_base_ = [
-    "../../_base_/models/mask_rcnn.py",
-    "../../_base_/datasets/coco.py",
-    "../../_base_/schedules/coco_1x.py",
-    "../../_base_/detection_runtime.py",
-]
+_base_ = "mask_rcnn_vmamba_tiny_s1l8_1x_coco.py"
 model = dict(
-    backbone=dict(name="vanilla_vmamba_base", pretrained=True, drop_path_rate=0.6),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
+    backbone=dict(name="vanilla_vmamba_base", drop_path_rate=0.6), neck=dict(in_channels=[128, 256, 512, 1024])
 )

@@ -5,12 +5,7 @@ Settings are those of VMamba.
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
 
-_base_ = [
-    "../../_base_/models/upernet.py",
-    "../../_base_/datasets/ade20k.py",
-    "../../_base_/schedules/ade20k_160k.py",
-    "../../_base_/segmentation_runtime.py",
-]
+_base_ = "upernet_groupmamba_tiny_160k_ade20k-512x512.py"
 model = dict(
     backbone=dict(name="groupmamba_base", pretrained="weights/groupmamba_base.pth", drop_path_rate=0.4),
     decode_head=dict(in_channels=[96, 192, 424, 512]),

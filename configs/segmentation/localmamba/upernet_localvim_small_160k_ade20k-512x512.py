@@ -6,20 +6,9 @@ The authors switch to LayerNorm in the blocks here, started from the weights of 
 The classifier's weights have no direct address: put the authors' file where `pretrained` says.
 """
 
-_base_ = [
-    "../../_base_/models/upernet.py",
-    "../../_base_/datasets/ade20k.py",
-    "../../_base_/schedules/ade20k_160k.py",
-    "../../_base_/segmentation_runtime.py",
-]
+_base_ = "upernet_localvim_tiny_160k_ade20k-512x512.py"
 model = dict(
-    backbone=dict(
-        name="localvim_small",
-        pretrained="weights/local_vim_small.ckpt",
-        feature_stream=False,
-        out_indices=(4, 9, 14, 19),
-        drop_path_rate=0.1,
-    ),
+    backbone=dict(name="localvim_small", pretrained="weights/local_vim_small.ckpt"),
     decode_head=dict(in_channels=[384] * 4),
     auxiliary_head=dict(in_channels=384),
 )

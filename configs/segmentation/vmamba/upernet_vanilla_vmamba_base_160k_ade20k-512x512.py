@@ -3,14 +3,9 @@
 Published: mIoU 50.0, with several scales 51.3. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
 
-_base_ = [
-    "../../_base_/models/upernet.py",
-    "../../_base_/datasets/ade20k.py",
-    "../../_base_/schedules/ade20k_160k.py",
-    "../../_base_/segmentation_runtime.py",
-]
+_base_ = "upernet_vmamba_tiny_s1l8_160k_ade20k-512x512.py"
 model = dict(
-    backbone=dict(name="vanilla_vmamba_base", pretrained=True, drop_path_rate=0.1),
+    backbone=dict(name="vanilla_vmamba_base", drop_path_rate=0.1),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )

@@ -3,14 +3,5 @@
 Published: mIoU 50.6, with several scales 51.2. Source: the authors' README (https://github.com/MzeroMiko/VMamba).
 """
 
-_base_ = [
-    "../../_base_/models/upernet.py",
-    "../../_base_/datasets/ade20k.py",
-    "../../_base_/schedules/ade20k_160k.py",
-    "../../_base_/segmentation_runtime.py",
-]
-model = dict(
-    backbone=dict(name="vmamba_small_s2l15", pretrained=True, drop_path_rate=0.3),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384),
-)
+_base_ = "upernet_vmamba_tiny_s1l8_160k_ade20k-512x512.py"
+model = dict(backbone=dict(name="vmamba_small_s2l15", drop_path_rate=0.3))
