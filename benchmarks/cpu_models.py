@@ -22,6 +22,7 @@ from timing import seconds_in_turn
 from timm.models import get_pretrained_cfg
 
 from visionssm.analysis.flops import count
+from visionssm.files import write_text
 from visionssm.models import list_kinds
 
 AGAINST = ("convnext_tiny", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mambaout_tiny")
@@ -74,13 +75,7 @@ def write(path: Path, lines: list[str]) -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}.",
         "",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        file.write("\n".join([*head, *lines, ""]))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, "\n".join([*head, *lines, ""]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,10 +1,8 @@
 """What the GPU benchmarks share: times, rates of the card, a description of it, results on disk."""
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 from triton.testing import do_bench
+
+from visionssm.files import write_text
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -93,8 +93,8 @@ def write_results(folder: Path, name: str, title: str, env: dict, results: list[
         markdown(results, columns),
         "",
     ]
-    _write(folder / f"{name}.json", json.dumps({"environment": env, "results": results}, indent=1) + "\n")
-    _write(folder / f"{name}.md", "\n".join(lines))
+    write_text(folder / f"{name}.json", json.dumps({"environment": env, "results": results}, indent=1) + "\n")
+    write_text(folder / f"{name}.md", "\n".join(lines))
 
 
 def markdown(results: list[dict], columns: list[str]) -> str:
@@ -103,12 +103,3 @@ def markdown(results: list[dict], columns: list[str]) -> str:
 
     rows = ["| " + " | ".join(cell(r.get(c)) for c in columns) + " |" for r in results]
     return "\n".join(["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *rows])
-
-
-def _write(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

@@ -1,10 +1,35 @@
 """Writing files so that a reader sees the old content or the new one, never a part."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, suffix: str = ".tmp") -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends, and vanishes when the block raises.
+
+    Args:
+        path: Target file; its folder is created when missing.
+        suffix: Ending of the temporary file's name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
+    try:
+        os.close(handle)
+        yield Path(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
@@ -14,20 +39,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], objec
         path: Target file; its folder is created when missing.
         write: Called with the open binary file; what it raises reaches the caller, and the target stays as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    sync_folder(path.parent)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
