@@ -4,6 +4,7 @@ from .block import ResidualBlock
 from .downsample import ConvDownsample, PatchMerging
 from .linear import linear_without_bias, split_linear
 from .mamba_mixer import MambaMixer
+from .map_conv import MapConv2d
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
 from .residual_stream import StreamBlock
@@ -18,6 +19,7 @@ __all__ = [
     "ConvDownsample",
     "ConvStem",
     "MambaMixer",
+    "MapConv2d",
     "PatchEmbed",
     "PatchMerging",
     "PatchStem",
