@@ -2,6 +2,7 @@
 
 from .causal_conv1d import causal_conv1d
 from .selective_scan import available_backends, backend_unavailable, selective_scan
+from .ssd import causal_ssd, noncausal_ssd, quasi_separable_ssd, read_state, weighted_state
 from .tables import TableFacts, remember_table, table_facts
 from .tree_scan import spanning_tree, tree_scan
 from .wavefront_scan import wavefront_scan
@@ -11,10 +12,15 @@ __all__ = [
     "available_backends",
     "backend_unavailable",
     "causal_conv1d",
+    "causal_ssd",
+    "noncausal_ssd",
+    "quasi_separable_ssd",
+    "read_state",
     "remember_table",
     "selective_scan",
     "spanning_tree",
     "table_facts",
     "tree_scan",
     "wavefront_scan",
+    "weighted_state",
 ]
