@@ -173,9 +173,12 @@ def check_routes(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
         CheckpointError: they were made for another number of routes.
     """
     for name, mixer in model.named_modules():
-        weight = state_dict.get(f"{name}.ssm.x_proj_weight")
-        if weight is not None and weight.ndim == 3 and weight.shape[0] != mixer.ssm.routes:
+        weight, routes = (
+            state_dict.get(f"{name}.ssm.x_proj_weight"),
+            getattr(getattr(mixer, "ssm", None), "routes", None),
+        )
+        if weight is not None and routes is not None and weight.ndim == 3 and weight.shape[0] != routes:
             raise CheckpointError(
                 f"the checkpoint was trained with {weight.shape[0]} routes, but scan={mixer.scan!r} has "
-                f"{mixer.ssm.routes}; use a scan order of {weight.shape[0]} routes"
+                f"{routes}; use a scan order of {weight.shape[0]} routes"
             )
