@@ -21,26 +21,17 @@ print(visionssm.__file__)
 """
 
 
-def run(*command, **kwargs):
+def run(*command, environment=None, **kwargs):
     outside = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # it may name this checkout
+    outside.update(environment or {})
     result = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=outside, **kwargs)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
 def build_wheel(folder, **environment):
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "-w",
-        folder,
-        ROOT,
-        env={**os.environ, **environment},
-    )
+    build = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, ROOT)
+    run(*build, environment=environment)
     return next(folder.glob("visionssm-*.whl"))
 
 
@@ -73,7 +64,7 @@ def test_contents(wheel):
 
 def test_install_and_use(wheel, tmp_path):
     python, site = install(wheel, tmp_path / "env")
-    output = run(python, "-I", "-c", USE, cwd=tmp_path)
+    output = run(python, "-c", USE, cwd=tmp_path)
     assert output.strip() == str(site / "visionssm" / "__init__.py"), "nothing else may be printed on import"
 
 
@@ -85,7 +76,7 @@ def test_library_comes_with_the_wheel(wheel, tmp_path):
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl"), wheel.name
     python, _ = install(wheel, tmp_path / "env")
     print_backends = BACKENDS + "print('native' in available_backends())"
-    assert run(python, "-I", "-c", print_backends, cwd=tmp_path, env={"PATH": "/nonexistent"}).strip() == "True"
+    assert run(python, "-c", print_backends, cwd=tmp_path, environment={"PATH": "/nonexistent"}).strip() == "True"
 
 
 def test_without_a_compiler(wheel_without_compiler, tmp_path):
@@ -94,12 +85,12 @@ def test_without_a_compiler(wheel_without_compiler, tmp_path):
     names = zipfile.ZipFile(wheel_without_compiler).namelist()
     assert not any(name.endswith(".so") for name in names)
     python, site = install(wheel_without_compiler, tmp_path / "env")
-    assert run(python, "-I", "-c", USE, cwd=tmp_path).strip() == str(site / "visionssm" / "__init__.py")
-    message = run(python, "-I", "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path)
+    assert run(python, "-c", USE, cwd=tmp_path).strip() == str(site / "visionssm" / "__init__.py")
+    message = run(python, "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path)
     assert "not compiled" in message and "native.build" in message
     if shutil.which("cc"):  # the remedy that the message names
-        run(python, "-I", "-m", "visionssm.ops.selective_scan.native.build", cwd=tmp_path)
-        assert run(python, "-I", "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path).strip() == "None"
+        run(python, "-m", "visionssm.ops.selective_scan.native.build", cwd=tmp_path)
+        assert run(python, "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path).strip() == "None"
 
 
 DETECTOR = """
