@@ -53,6 +53,14 @@ def test_imports_go_one_way(part):
         assert found <= allowed, f"{relative(path)} imports from {found - allowed}"
 
 
+def test_rooms_of_the_engine_import_one_way():
+    rooms = "data reports inference training commands".split()
+    for number, room in enumerate(rooms):
+        for path in (PACKAGE / "engine" / room).glob("*.py"):
+            names = {name.split(".")[2] for name in imported(path) if name.startswith("visionssm.engine.")}
+            assert not names & set(rooms[number + 1 :]), f"{relative(path)} imports from {names}"
+
+
 def test_model_files_do_not_import_each_other():
     families = {p.stem for p in (PACKAGE / "models").glob("*.py") if not p.stem.startswith("_")}
     for family in families:

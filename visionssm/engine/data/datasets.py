@@ -103,7 +103,7 @@ def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
     """Return the class names by index, or None where the data set does not tell them."""
     reader = getattr(dataset, "reader", dataset)
     mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
-    return sorted(mapping, key=mapping.get) if isinstance(mapping, dict) else None
+    return sorted(mapping, key=lambda name: mapping[name]) if isinstance(mapping, dict) else None
 
 
 def check_same_classes(train: torch.utils.data.Dataset, validation: torch.utils.data.Dataset) -> None:
@@ -148,7 +148,7 @@ class ReadableImages(torch.utils.data.Dataset):
         bad_images: str = "refuse",
         mode: str = "RGB",
     ):
-        self.dataset = dataset
+        self.dataset: Any = dataset  # torch's type has no length
         self.transform = transform
         self.seed = seed
         self.bad_images = bad_images
@@ -187,7 +187,7 @@ class ReadableImages(torch.utils.data.Dataset):
             if not isinstance(self.dataset, ImageDataset):
                 return self.dataset[index]
             file, label, *_ = self.dataset.reader[index]
-            image = Image.open(file)
+            image: Image.Image = Image.open(file)
             image = image.convert(self.dataset.input_img_mode) if self.dataset.input_img_mode else image
             image.load()
         except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on a damaged file

@@ -173,7 +173,7 @@ def create_train_loader(
     if isinstance(dataset, IterableDataset):
         probability, fill, count = erasing or (0.0, "const", 1)
         stream = create_loader(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # any stream will do
             input_size=data_config["input_size"],
             batch_size=batch_size,
             is_training=True,
@@ -206,7 +206,7 @@ def create_train_loader(
 
 
 def create_eval_loader(
-    dataset: torch.utils.data.Dataset,
+    dataset: Any,
     data_config: dict,
     *,
     batch_size: int,
@@ -220,7 +220,7 @@ def create_eval_loader(
     world = world or World()
     if isinstance(dataset, IterableDataset):
         stream = create_loader(
-            dataset,
+            dataset,  # type: ignore[arg-type]  # any stream will do
             input_size=data_config["input_size"],
             batch_size=batch_size,
             is_training=False,
@@ -256,7 +256,8 @@ def create_eval_loader(
 def _on_device(loader: DataLoader, data_config: dict, device: torch.device) -> PrefetchLoader:
     """Float batches, normalised on the device; to a GPU each is copied while the one before it is worked on."""
     channels = data_config["input_size"][0]
-    return PrefetchLoader(ExplainedLoader(loader), data_config["mean"], data_config["std"], channels, device)
+    explained: Any = ExplainedLoader(loader)  # any iterable will do
+    return PrefetchLoader(explained, data_config["mean"], data_config["std"], channels, device)
 
 
 def _stream(loader: Any) -> ExplainedLoader:

@@ -109,7 +109,7 @@ def create_optimizer(model: torch.nn.Module, opt: str, arguments: Mapping[str, A
         UserError: There is no such optimizer, or it refuses an argument.
     """
     if opt.lower().removeprefix("lookahead_") not in list_optimizers():
-        raise UserError(f"there is no optimizer {opt!r}" + nearest(opt, list_optimizers()))
+        raise UserError(f"there is no optimizer {opt!r}" + nearest(opt, map(str, list_optimizers())))
     try:
         optimizer = create_optimizer_v2(model, **(dict(arguments) | {"opt": opt}))
     except (TypeError, ValueError, RuntimeError) as error:

@@ -170,5 +170,5 @@ def restore_task(
             scaler.load_state_dict(checkpoint[scaler.state_dict_key])
 
 
-def _bare(module: torch.nn.Module) -> torch.nn.Module:
+def _bare(module: Any) -> torch.nn.Module:
     return getattr(module, "_orig_mod", module)

@@ -35,6 +35,10 @@ class StopRequest:
         self.signal_number = number
         signal.signal(number, signal.SIG_DFL)
 
+    def interruption(self) -> Interrupted:
+        """Return what ends a run that agreed to stop."""
+        return Interrupted(self.signal_number or signal.SIGTERM)
+
     def agreed(self, world: World, device) -> bool:
         """Return whether any process was asked to stop; all processes have to call this at the same place."""
         if not any_process(self.signal_number is not None, world, device):

@@ -87,7 +87,7 @@ class Distillation:
 
 def create_task(
     model: torch.nn.Module, loss: dict[str, Any], device: torch.device, distillation: Distillation | None = None
-) -> TrainingTask:
+) -> CarriesRunState:
     """Return a task: plain classification, or distillation from a teacher.
 
     Args:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.task import TrainingTask
 from timm.utils import distribute_bn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +25,8 @@ from ..reports.plots import draw_curves
 from ..reports.progress import Progress, Summary, Trackers, read_summary
 from .checkpoints import AtomicSaver
 from .run_folder import RunFolder
-from .stopping import Interrupted, StopRequest
+from .stopping import StopRequest
+from .tasks import CarriesRunState
 from .updater import Updater
 
 _logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Trainer:
     """
 
     name: str
-    task: TrainingTask
+    task: CarriesRunState
     optimizer: torch.optim.Optimizer
     updater: Updater
     scheduler: Scheduler | None
@@ -256,7 +256,7 @@ class Trainer:
             self.trackers.log({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
             self._log_epoch(epoch, train, evaluation, rate, time.perf_counter() - started)
         if stop.agreed(self.world, self.device):
-            raise Interrupted(stop.signal_number)
+            raise stop.interruption()
         return evaluation
 
     def _train_epoch(self, stop: StopRequest) -> None:
@@ -335,7 +335,7 @@ class Trainer:
             self.store_position()
         if (self.world.size == 1 or update % STOP_POLL == 0) and stop.agreed(self.world, self.device):
             self.store_position()
-            raise Interrupted(stop.signal_number)
+            raise stop.interruption()
 
     def _keep_weights(self, step: int) -> str:
         """Store the weights of the last finite update, and say what to do with them."""
@@ -377,12 +377,14 @@ class Trainer:
         def on_batch(logits: torch.Tensor) -> None:
             if self.world.size == 1 and stop.agreed(self.world, self.device):
                 self.store_position()
-                raise Interrupted(stop.signal_number)
+                raise stop.interruption()
 
-        options = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.channels_last)
+        options: dict[str, Any] = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.channels_last)
         result = evaluate(without_ddp(self.task.get_eval_model()), self.eval_loader, self.device, **options)
         if self._has_average():
-            averaged = evaluate(self.task.get_eval_model(ema=True), self.eval_loader, self.device, **options)
+            averaged = evaluate(
+                without_ddp(self.task.get_eval_model(ema=True)), self.eval_loader, self.device, **options
+            )
             result |= {f"ema_{name}": value for name, value in averaged.items()}
         return result
 
@@ -417,7 +419,7 @@ class Trainer:
                 )
 
 
-def without_ddp(module: torch.nn.Module) -> torch.nn.Module:
+def without_ddp(module: Any) -> torch.nn.Module:
     """Return the module inside DDP; evaluating it needs no equal number of batches on all processes."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
