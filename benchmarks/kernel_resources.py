@@ -175,7 +175,7 @@ class Compiler:
     """Compiles in a child process, and starts a new one where the compiler has aborted it."""
 
     def __init__(self) -> None:
-        self.pool = None
+        self.pool: ProcessPoolExecutor | None = None
 
     def __call__(self, *job) -> dict:
         if self.pool is None:

@@ -10,7 +10,7 @@ from visionssm.ops import available_backends, backend_unavailable, selective_sca
 from visionssm.ops.selective_scan import backends, portable
 from visionssm.ops.selective_scan.backend import Backend
 
-ran = []
+ran: list = []
 
 
 def forward(scan, save):
