@@ -124,7 +124,7 @@ class StateSSM(SelectiveSSM):
         super().__init__(dim, 1, 1, dt_rank, **dd)
         self.fusion = StateFusion(dim, **dd)
 
-    def forward(self, x: Tensor, order: Tensor) -> Tensor:
+    def forward(self, x: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
         """A map (b, h, w, d) and a scan table (1, h w) to a map of the same shape, in the parameters' dtype."""
         u = x.flatten(1, 2)
         delta, b, c = F.linear(u, self.x_proj_weight[0]).split(self.splits, dim=-1)
