@@ -38,6 +38,24 @@ def test_orders(padded):
     torch.testing.assert_close(per_route, by_definition(x, weight, bias, order))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_rounded_once(dtype):
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=g).to(dtype) for s in ((2, 50, 8), (8, 4), (8,)))
+    expected = causal_conv1d(x.double(), weight.double(), bias.double())
+    y = causal_conv1d(x, weight, bias)
+    assert y.dtype == dtype
+    assert ((y.double() - expected).abs() <= 0.501 * torch.finfo(dtype).eps * expected.abs() + 1e-5).all()
+
+
+def test_empty_batch():
+    x = torch.zeros(0, 6, 5, requires_grad=True)
+    order = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]])
+    y = causal_conv1d(x, torch.randn(5, 4), torch.randn(5), order)
+    assert y.shape == (0, 6, 2, 5)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
 def test_gradcheck():
     x, weight, bias = (torch.randn(s).double().requires_grad_() for s in ((1, 5, 2), (2, 2, 3), (2, 2)))
     order = torch.tensor([[0, 1, -1, 2, 3, 4], [4, -1, 3, 2, 1, 0]])
@@ -51,7 +69,12 @@ def test_gradcheck():
         (dict(bias=torch.zeros(3)), ValueError, "bias has 3 channels"),
         (dict(order=torch.tensor([[0, 9]])), ValueError, "entries from 0 to 9"),
         (dict(order=torch.zeros(1, 3)), TypeError, "int32 or int64"),
-        (dict(weight=torch.zeros(3, 5, 4), order=torch.zeros(2, 6, dtype=torch.int32)), ValueError, "routes disagree"),
+        (
+            dict(weight=torch.zeros(3, 5, 4), order=torch.zeros(2, 6, dtype=torch.int32)),
+            ValueError,
+            "routes disagree: x 1, weight 3, order 2$",
+        ),
+        (dict(weight=torch.zeros(2, 5, 4), bias=torch.zeros(3, 5)), ValueError, "disagree: x 1, weight 2, bias 3$"),
     ],
 )
 def test_bad_input_is_named(changes, error, message):

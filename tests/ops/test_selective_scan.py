@@ -15,6 +15,7 @@ from visionssm.ops.selective_scan import portable
 from visionssm.ops.selective_scan.backends import BACKENDS
 from visionssm.ops.selective_scan.contract import canonical
 from visionssm.ops.selective_scan.doubling import selective_scan_doubling
+from visionssm.ops.selective_scan.formula import selective_scan_formula
 from visionssm.ops.selective_scan.reference import selective_scan_reference
 
 DATA = Path(__file__).parents[1] / "data"
@@ -61,6 +62,9 @@ def make_inputs(
     no_C=False,
     no_D=False,
     no_bias=False,
+    initial=False,
+    last=False,
+    softplus=True,
     dtype=torch.float64,
 ):
     """Random arguments of the operator; `shared` names the tensors without a route axis."""
@@ -90,19 +94,30 @@ def make_inputs(
     order = make_order(kind, k, L, T, g)
     if order is None and k > 1 and all(n in shared for n, x in args.items() if x is not None):
         args["B"] = torch.randn(b, args["B"].shape[1], k, N, generator=g, dtype=torch.float64).to(dtype)
+    if initial:
+        shape = (b, d, N) if "initial_state" in shared else (b, k, d, N)
+        args["initial_state"] = torch.randn(shape, generator=g, dtype=torch.float64).to(state)
+    if not softplus:  # step sizes that let the state decay
+        args["delta"] = args["delta"].abs()
+        for name in ("delta_bias", "dt_weight"):
+            args[name] = None if args[name] is None else args[name].abs()
     options = dict(order=order, num_tokens=L, u_index=u_index, index=index, out=out)
+    options |= dict(return_last_state=last, delta_softplus=softplus)
     return args, options
 
 
 def run(args, options, backend, weight_seed=5):
-    """Output and gradients of a random weighting of it."""
+    """Output and gradients of a random weighting of it; a last state is weighted too, and stands with the gradients."""
     leaves = {n: x.detach().clone().requires_grad_() for n, x in args.items() if x is not None}
-    inputs = {n: leaves.get(n) for n in NAMES}
-    weight = inputs.pop("dt_weight")
-    y = selective_scan(**inputs, dt_weight=weight, **options, backend=backend)
-    w = torch.randn(y.shape, generator=torch.Generator().manual_seed(weight_seed), dtype=torch.float64).to(y.dtype)
-    grads = torch.autograd.grad((y * w).sum(), list(leaves.values()))
-    return y.detach(), dict(zip(leaves, grads, strict=True))
+    outputs = selective_scan(**{n: leaves.get(n) for n in args}, **options, backend=backend)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    g = torch.Generator().manual_seed(weight_seed)
+    weighted = ((y * torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype)).sum() for y in outputs)
+    grads = torch.autograd.grad(sum(w.to(leaves["A"].dtype) for w in weighted), list(leaves.values()))
+    found = dict(zip(leaves, grads, strict=True))
+    if len(outputs) > 1:
+        found["last state"] = outputs[1].detach()
+    return outputs[0].detach(), found
 
 
 def assert_close(actual, expected, tolerance):
@@ -127,9 +142,12 @@ cases = st.fixed_dictionaries(
         u_index=st.sampled_from(["token", "step"]),
         index=st.sampled_from(["token", "step"]),
         out=st.sampled_from(["sum", "route", "step"]),
-        shared=st.sets(st.sampled_from(NAMES)),
+        shared=st.sets(st.sampled_from((*NAMES, "initial_state"))),
         no_D=st.booleans(),
         no_bias=st.booleans(),
+        initial=st.booleans(),
+        last=st.booleans(),
+        softplus=st.booleans(),
     )
 )
 
@@ -155,8 +173,12 @@ def test_equals_reference_in_low_precision(implementation, case, dtype):
 def test_exporters_program_equals_reference(case):
     args, options = make_inputs(**case)
     given_options = (options[n] for n in ("order", "num_tokens", "u_index", "index", "out"))
-    scan = canonical(*(args[n] for n in NAMES), *given_options, None)
-    torch.testing.assert_close(selective_scan_doubling(scan), selective_scan_reference(scan), rtol=1e-9, atol=1e-9)
+    scan = canonical(
+        *(args[n] for n in NAMES), *given_options, None, args.get("initial_state"), options["delta_softplus"], True
+    )
+    expected = selective_scan_reference(scan)
+    torch.testing.assert_close(selective_scan_doubling(scan), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(selective_scan_formula(scan), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["raster", "permutation", "padded"])
@@ -201,6 +223,52 @@ def test_states_come_back_without_C(implementation):
     assert_close(y, run(args, options, "reference"), 1e-5)
     ones = {**args, "C": torch.ones_like(args["B"])}
     torch.testing.assert_close(y[0], run(ones, options, implementation)[0])
+
+
+@each_backend
+@pytest.mark.parametrize("cuts", [(1, 2), (5,), (3, 6, 8)])
+def test_pieces_equal_the_whole(implementation, cuts):
+    """Outputs, last state and gradients of a sequence scanned piece by piece, each from where the one before ended."""
+    args, options = make_inputs(
+        15, L=9, k=2, d=3, N=2, kind="raster", initial=True, last=True, out="route", dtype=torch.float32
+    )
+    leaves = {n: x.requires_grad_() for n, x in args.items() if x is not None}
+    options.pop("num_tokens")
+    stored = "u", "delta", "B", "C"
+    state, pieces, start = leaves["initial_state"], [], 0
+    for stop in (*cuts, 9):
+        piece = {n: x[:, start:stop] if n in stored else x for n, x in leaves.items()} | dict(initial_state=state)
+        y, state = selective_scan(**piece, **options, backend=implementation)
+        pieces.append(y)
+        start = stop
+    whole = selective_scan(**leaves, **options, backend=implementation)
+    actual = torch.cat(pieces, 1), state
+    torch.testing.assert_close(actual, whole, rtol=1e-5, atol=1e-5)
+    grads = [torch.autograd.grad(y.square().sum() + h.sin().sum(), list(leaves.values())) for y, h in (actual, whole)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_empty_batch(backend):
+    args, options = make_inputs(16, b=2, k=2, N=2, initial=True, last=True, dtype=torch.float32)
+    args = {n: x[:0] if n in ("u", "delta", "B", "C", "initial_state") else x for n, x in args.items() if x is not None}
+    args = {n: x.requires_grad_() for n, x in args.items()}
+    y, last = selective_scan(**args, **options, backend=backend)
+    assert y.shape == (0, 7, 3) and last.shape == (0, 2, 3, 2)
+    for x, g in zip(args.values(), torch.autograd.grad(y.sum() + last.sum(), list(args.values())), strict=True):
+        assert g.shape == x.shape and not g.any()
+
+
+def test_last_state_alone():
+    """A loss that reads no output."""
+    args, options = make_inputs(17, last=True, no_D=True)
+    args = {n: x.requires_grad_() for n, x in args.items() if x is not None}
+    grads = []
+    for backend in ("portable", "reference"):
+        last = selective_scan(**args, **options, backend=backend)[1]
+        grads.append(torch.autograd.grad(last.square().sum(), list(args.values())))
+    assert not grads[0][list(args).index("C")].any()
+    torch.testing.assert_close(*grads)
 
 
 @each_backend
@@ -262,8 +330,9 @@ def test_recorded_scan(implementation):
 
 @each_backend
 def test_opcheck(implementation):
-    args, options = make_inputs(6, rank=2, dtype=torch.float32)
-    scan = canonical(*(args[n] for n in NAMES), options["order"], options["num_tokens"], "token", "token", "sum", None)
+    args, options = make_inputs(6, rank=2, initial=True, dtype=torch.float32)
+    given_options = options["order"], options["num_tokens"], "token", "token", "sum", None
+    scan = canonical(*(args[n] for n in NAMES), *given_options, args["initial_state"], True, True)
     scan = scan._replace(u=scan.u.requires_grad_(), A=scan.A.requires_grad_())
     torch.library.opcheck(torch.ops.visionssm.selective_scan.default, (*scan, implementation, True))
 
@@ -347,6 +416,13 @@ def bad_calls():
         "no C": (call(C=None), ValueError, "needs N = 1"),
         "out": (call(out="mean"), ValueError, "out must be one of 'sum', 'route', 'step', got 'mean'"),
         "index": (call(u_index="pixel"), ValueError, "u_index must be one of"),
+        "initial routes": (call(initial_state=torch.zeros(2, 3, 3, 2).double()), ValueError, "initial_state has shape"),
+        "initial dtype": (
+            call(initial_state=torch.zeros(2, 2, 3, 2)),
+            TypeError,
+            "initial_state must be torch.float64",
+        ),
+        "no token": (call(u=args["u"][:, :0], num_tokens=None), ValueError, "at least 1 token, got 0"),
         "order high": (call(order=torch.tensor([[0, 6], [0, 1]])), ValueError, r"entries from 0 to 6; with 6 tokens"),
         "order low": (call(order=torch.tensor([[0, -2], [0, 1]])), ValueError, r"entries from -2"),
         "order dtype": (call(order=torch.zeros(2, 6)), TypeError, "order must be int32 or int64"),

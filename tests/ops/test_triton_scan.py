@@ -49,7 +49,7 @@ def compare(dtype=torch.float32, tolerance=None, **case):
     args, options = make_inputs(**case, dtype=dtype)
     expected = run(in_float64(args), options, "reference")
     y, grads = run({n: on_device(x) for n, x in args.items()}, {n: on_device(x) for n, x in options.items()}, "triton")
-    assert y.dtype == dtype and all(grads[n].dtype == args[n].dtype for n in grads)
+    assert y.dtype == dtype and all(grads[n].dtype == args[n].dtype for n in grads if n in args)
     actual = y.double().cpu(), {n: g.double().cpu() for n, g in grads.items()}
     assert_close(actual, expected, tolerance or TOLERANCE[dtype])
 
@@ -107,6 +107,25 @@ def test_low_precision(dtype, N, rank):
 @pytest.mark.parametrize("no", ["no_C", "no_D", "no_bias"])
 def test_what_may_be_absent(no):
     compare(seed=5, b=1, L=7, k=2, d=3, N=1, **{no: True})
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("N", "k"), [(1, 2), (4, 1)])
+@pytest.mark.parametrize("given", [dict(initial=True), dict(last=True), dict(initial=True, last=True)])
+def test_states_given_and_returned(monkeypatch, N, k, parts, given):
+    monkeypatch.setattr(config, "segments", lambda *_: parts)
+    compare(seed=21, b=2, L=37, k=k, d=3, N=N, **given)
+
+
+@pytest.mark.usefixtures("walking")
+def test_states_of_routes_walked_by_one_program():
+    compare(seed=22, b=1, L=9, k=4, d=3, N=1, shared=("u",), initial=True, last=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("N", "rank"), [(1, 3), (4, 0)])
+def test_without_softplus(dtype, N, rank):
+    compare(seed=23, b=1, L=9, T=10, k=2, d=3, N=N, rank=rank, kind="padded", softplus=False, dtype=dtype)
 
 
 @pytest.mark.parametrize(("d", "N"), [(33, 1), (70, 1), (17, 16), (2, 64), (1, 2)])

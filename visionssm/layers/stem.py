@@ -1,13 +1,12 @@
 """From an image (b, c, h, w) to a map (b, h / 4, w / 4, dim) with contiguous channels."""
 
-import torch
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 
 def _channels_last(x: Tensor) -> Tensor:
     # the image is small: copying it saves copies of every map that follows
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class PatchStem(nn.Module):

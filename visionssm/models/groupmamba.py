@@ -49,7 +49,7 @@ class GroupMambaStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         return self.down(self.conv3(self.conv2(self.conv1(x))).permute(0, 2, 3, 1))
 
 

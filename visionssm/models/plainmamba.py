@@ -66,7 +66,7 @@ class ConvPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, rows, columns, dim)."""
-        x = self.convs(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.convs(self.stem(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)))
         size = self.patch_size // 2
         x = F.pad(x, (0, -x.shape[3] % size, 0, -x.shape[2] % size))
         return self.proj(x).permute(0, 2, 3, 1)

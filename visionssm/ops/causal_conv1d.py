@@ -13,7 +13,8 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
     out[t] = bias + sum_j weight[..., W - 1 - j] * x[order[t - j]], with zeros before the start and at entries of -1.
 
     Args:
-        x: Tokens, (b, L, d), or (b, L, k, d) with one input per route; float32, bfloat16, float16 or float64.
+        x: Tokens, (b, L, d), or (b, L, k, d) with one input per route; float32, bfloat16, float16 or float64. In the
+            lower precisions products and sums are taken in float32 and the result is rounded once.
         weight: Taps, (d, W), or (k, d, W) per route.
         bias: (d,) or (k, d).
         order: Integer table (k, T): the token read at each step, -1 for a zero token; None scans tokens as stored.
@@ -38,23 +39,28 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
     plain = order is None and x.ndim == 3 and weight.ndim == 2
     if not plain:
         x = x.unsqueeze(2) if x.ndim == 3 else x
-        sizes = [x.shape[2], weight.shape[0] if weight.ndim == 3 else 1, 1 if order is None else order.shape[0]]
-        if bias is not None and bias.ndim == 2:
-            sizes.append(bias.shape[0])
-        routes = max(sizes)
-        if any(s not in (1, routes) for s in sizes) or (order is not None and order.shape[0] != routes):
-            raise ValueError(
-                f"the numbers of routes disagree: x {sizes[0]}, weight {sizes[1]}, "
-                f"order {'none' if order is None else order.shape[0]}, bias {sizes[-1]}"
-            )
+        sizes = {"x": x.shape[2], "weight": weight.shape[0] if weight.ndim == 3 else 1}
+        if order is not None:
+            sizes["order"] = order.shape[0]
+        if bias is not None:
+            sizes["bias"] = bias.shape[0] if bias.ndim == 2 else 1
+        routes = max(sizes.values())
+        if any(s not in (1, routes) for s in sizes.values()) or sizes.get("order", routes) != routes:
+            raise ValueError(f"the numbers of routes disagree: {', '.join(f'{n} {s}' for n, s in sizes.items())}")
     if order is not None:
         x = _gather(x, order)
+    dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
     taps = weight.to(x.dtype).movedim(-1, 0).contiguous()  # contiguous channels: several times faster on a CPU
     out = x * taps[-1] if bias is None else torch.addcmul(bias.to(x.dtype), x, taps[-1])
+    # vmap has no rule for the fused operation
+    fused = torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
     for j in range(1, min(len(taps), x.shape[1])):
         # zeros left of the start: only steps from j on see the token j steps back
-        out[:, j:].addcmul_(x[:, :-j], taps[-1 - j])
-    return out
+        if fused:
+            out[:, j:].addcmul_(x[:, :-j], taps[-1 - j])
+        else:
+            out[:, j:].add_(x[:, :-j] * taps[-1 - j])
+    return out.to(dtype)
 
 
 def _gather(x: Tensor, order: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 import logging
 import os
+from math import inf
 
 import torch
 
 from . import portable, reference, triton_backend
 from .backend import Backend
+from .contract import Scan
 from .native import backend as native_backend
 
 BACKENDS: tuple[Backend, ...] = (
@@ -85,6 +87,11 @@ def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype, u
             return backend
         passed.append((backend, reason))
     raise RuntimeError(f"no backend can scan {dtype} on {device}")
+
+
+def running_backend(scan: Scan, name: str, save: bool) -> Backend:
+    """The backend for a scan that will now run, with states kept for a backward if `save`."""
+    return choose_backend(name, scan.u.device, scan.u.dtype, inf if save else scan.updates)
 
 
 def _named(name: str, where: str) -> Backend:

@@ -35,10 +35,20 @@ class Scan(NamedTuple):
     softplus: bool  # of the step size; without it the raw step size is taken as it is
     last_state: bool  # also return the state after the last step, (b, K, d, N)
 
+    @classmethod
+    def differentiable(cls) -> tuple[str, ...]:
+        """Names of the tensors that have gradients: all fields before `order`."""
+        return cls._fields[: cls._fields.index("order")]
+
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The tensors that have gradients: all before `order`."""
-        return cast(tuple[Tensor | None, ...], self[: self._fields.index("order")])
+        """The tensors that have gradients."""
+        return cast(tuple[Tensor | None, ...], self[: len(self.differentiable())])
+
+    @property
+    def nothing(self) -> Tensor:
+        """What stands for an absent result where tensors must be returned."""
+        return self.u.new_empty(0, dtype=self.compute_dtype)
 
     @property
     def batch(self) -> int:
@@ -98,12 +108,41 @@ class Scan(NamedTuple):
         return [(t, i) for t, i in pairs if t is not None]
 
 
-def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_index, index, out, out_dtype) -> Scan:
+def canonical(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    delta_bias,
+    dt_weight,
+    order,
+    num_tokens,
+    u_index,
+    index,
+    out,
+    out_dtype,
+    initial_state=None,
+    delta_softplus=True,
+    return_last_state=False,
+) -> Scan:
     """Check the arguments of `selective_scan` and bring them to canonical form (views, no copies)."""
     _one_of("out", out, _OUTPUTS)
     _one_of("u_index", u_index, _INDICES)
     _one_of("index", index, _INDICES)
-    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias, dt_weight=dt_weight, order=order)
+    tensors = dict(
+        u=u,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        D=D,
+        delta_bias=delta_bias,
+        dt_weight=dt_weight,
+        initial_state=initial_state,
+        order=order,
+    )
     for name in ("u", "delta", "A", "B"):
         if not isinstance(tensors[name], Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensors[name]).__name__}")
@@ -123,6 +162,7 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
         ("D", (1, 2)),
         ("delta_bias", (1, 2)),
         ("dt_weight", (2, 3)),
+        ("initial_state", (3, 4)),
         ("order", (2,)),
     ):
         t = tensors[name]
@@ -135,6 +175,9 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
     delta_bias = delta_bias.unsqueeze(0) if delta_bias is not None and delta_bias.ndim == 1 else delta_bias
     dt_weight = dt_weight.unsqueeze(0) if dt_weight is not None and dt_weight.ndim == 2 else dt_weight
 
+    if initial_state is not None and initial_state.ndim == 3:
+        initial_state = initial_state.unsqueeze(1)
+
     d, n = A.shape[1:]
     if d < 1:
         raise ValueError("A has no channels; expected ([routes,] channels, states)")
@@ -143,8 +186,8 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
     if C is None and n != 1:
         raise ValueError(f"C=None returns the states themselves and needs N = 1, but A has {n} states")
     num_tokens = _num_tokens(u, delta, order, num_tokens, u_index, index)
-    if num_tokens < 1 or u.shape[0] < 1:
-        raise ValueError(f"batch and length must be at least 1, got batch {u.shape[0]} and {num_tokens} tokens")
+    if num_tokens < 1:
+        raise ValueError(f"there must be at least 1 token, got {num_tokens}")
     if order is not None and (order.shape[0] < 1 or order.shape[1] < 1):
         raise ValueError(f"order must be (routes, steps), both at least 1, got {tuple(order.shape)}")
 
@@ -157,15 +200,15 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
         D,
         delta_bias,
         dt_weight,
-        None,
+        initial_state,
         order,
         num_tokens,
         u_index == "step",
         index == "step",
         out,
         u.dtype if out_dtype is None else out_dtype,
-        softplus=True,
-        last_state=False,
+        softplus=bool(delta_softplus),
+        last_state=bool(return_last_state),
     )
     k, t = scan.routes, scan.steps
     rank = d if dt_weight is None else dt_weight.shape[2]
@@ -179,9 +222,13 @@ def canonical(u, delta, A, B, C, D, delta_bias, dt_weight, order, num_tokens, u_
         D=(k, d),
         delta_bias=(k, d),
         dt_weight=(k, d, rank),
+        initial_state=scan.state_shape,
     )
     for name, shape in expected.items():
-        _check_shape(name, getattr(scan, name), shape, axis=2 if len(shape) == 4 else 0)
+        axis = 0 if len(shape) < 4 else 1 if name == "initial_state" else 2
+        _check_shape(name, getattr(scan, name), shape, axis)
+    if initial_state is not None:
+        scan = scan._replace(initial_state=initial_state.expand(scan.state_shape))
     return scan
 
 
@@ -203,7 +250,7 @@ def _check_dtypes(tensors: dict, out_dtype) -> None:
                 f"{name} is {t.dtype} but u is {tensors['u'].dtype}; float64 does not mix with other dtypes"
             )
     state = torch.float64 if double else torch.float32
-    for name in ("A", "D", "delta_bias"):
+    for name in ("A", "D", "delta_bias", "initial_state"):
         t = tensors[name]
         if t is not None and t.dtype != state:
             raise TypeError(f"{name} must be {state} (the state's dtype), got {t.dtype}; pass {name}.to({state})")

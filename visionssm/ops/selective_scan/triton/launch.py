@@ -75,12 +75,17 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
         OUT_BY_STEP=by_step,
     )
     programs = (grid.programs,)
-    entries = None
+    initial = entries = None if scan.initial_state is None else scan.initial_state.contiguous()
+    last = u.new_empty(scan.state_shape, dtype=torch.float32) if scan.last_state else None
     if grid.segments > 1:
         entries, sums = _ends(scan, grid.segments)
-        selective_scan_fwd_kernel[programs](out=None, states=None, ends=entries, sums=sums, entries=None, **arguments)
-        _join(entries, sums, scan, grid.segments, reverse=False)
-    selective_scan_fwd_kernel[programs](out=y, states=states, ends=None, sums=None, entries=entries, **arguments)
+        selective_scan_fwd_kernel[programs](
+            out=None, states=None, ends=entries, sums=sums, entries=None, last_state=None, **arguments
+        )
+        _join(entries, sums, initial, scan, grid.segments, reverse=False)
+    selective_scan_fwd_kernel[programs](
+        out=y, states=states, ends=None, sums=None, entries=entries, last_state=last, **arguments
+    )
 
     if gather:
         out = _gather(y, table_visits(scan.order, L, scan.out == "sum"), scan.out_dtype).view(scan.out_shape)
@@ -88,7 +93,7 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
         out = _merge(y, scan.out_dtype, u if late_skip else None, scan.D if late_skip else None).squeeze(2)
     else:
         out = y.squeeze(2) if scan.out == "sum" else y
-    return out, None, states
+    return out, last, states
 
 
 def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
@@ -127,12 +132,12 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         # a gradient may lie outside float16's range
         GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32,
     )
-    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias"))
-    entries = None
+    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias", "dinitial"))
+    grad_last = entries = None if grad_last is None else grad_last.contiguous()
     if segments > 1:
         entries, sums = _ends(scan, segments)
         selective_scan_bwd_kernel[programs](ends=entries, sums=sums, entries=None, **nothing, **arguments)
-        _join(entries, sums, scan, segments, reverse=True)
+        _join(entries, sums, grad_last, scan, segments, reverse=True)
 
     def partial(*shape: int) -> Tensor:
         return u.new_empty(shape, dtype=torch.float32)
@@ -150,6 +155,7 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
     dA = partial(b, K, segments, d, n)
     dD = None if scan.D is None else partial(b, K, segments, d)
     dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
+    dinitial = None if scan.initial_state is None else partial(*scan.state_shape)
     selective_scan_bwd_kernel[programs](
         states=states,
         scratch=scratch,
@@ -163,6 +169,7 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         dA=dA,
         dD=dD,
         dbias=dbias,
+        dinitial=dinitial,
         **arguments,
     )
 
@@ -190,7 +197,7 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         _sum_images(dD, scan.D),
         _sum_images(dbias, scan.delta_bias),
         dweight,
-        None,
+        dinitial,
     )
 
 
@@ -248,6 +255,8 @@ def _wide_offsets(scan: Scan) -> bool:
 
 def _logarithm(scan: Scan) -> str:
     """How softplus takes its logarithm: accurately, unless the inputs are rough and the instruction matters."""
+    if not scan.softplus:
+        return "none"
     if torch.float32 in (scan.u.dtype, scan.delta.dtype):
         return "polynomial"
     return "ptx" if scan.u.is_cuda and torch.version.hip is None else "log2"
@@ -317,11 +326,22 @@ def _ends(scan: Scan, segments: int) -> tuple[Tensor, Tensor]:
     return tuple(scan.u.new_empty(s, dtype=torch.float32) for s in ((*shape, scan.states), shape))
 
 
-def _join(ends: Tensor, sums: Tensor, scan: Scan, segments: int, reverse: bool) -> None:
+def _join(ends: Tensor, sums: Tensor, start: Tensor | None, scan: Scan, segments: int, reverse: bool) -> None:
     A, block = scan.A.contiguous(), 128
     grid = ends.shape[0], -(-scan.channels * scan.states // block)
     join_segments_kernel[grid](
-        ends, sums, A, _route_stride(A), scan.routes, segments, scan.channels, scan.states, block, reverse, num_warps=1
+        ends,
+        sums,
+        start,
+        A,
+        _route_stride(A),
+        scan.routes,
+        segments,
+        scan.channels,
+        scan.states,
+        block,
+        reverse,
+        num_warps=1,
     )
 
 

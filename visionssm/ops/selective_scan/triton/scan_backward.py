@@ -31,6 +31,7 @@ def selective_scan_bwd_kernel(
     dA,
     dD,
     dbias,
+    dinitial,
     grad_b,
     grad_s,
     grad_k,
@@ -86,7 +87,8 @@ def selective_scan_bwd_kernel(
     per route: dz (b, rows, K, CHANNELS), the gradient of the raw step size;
     per segment: dA, dD, dbias (b, K, segments, ...); per route and SPAN blocks, shares (b, rows, K, blocks / SPAN, ...)
     of what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
-    `dweight` (per segment, for turns of eight steps) dz is not written.
+    `dweight` (per segment, for turns of eight steps) dz is not written. With `dinitial` (b, K, CHANNELS, N) the
+    gradient of the state before the first step. With `entries` that of the state after each segment is found there.
     With `ends`, the first pass over a split sequence, only what a segment, begun from zero, hands to the one before.
     `scratch` holds the states at the turns' starts within one chunk, where a chunk has several turns.
     """
@@ -342,8 +344,12 @@ def selective_scan_bwd_kernel(
                         mask=inside & (live if U_BY_STEP else known),
                     )
                     # times the sigmoid of z, 2^(z - l) = 1 - 2^-l; the second needs no z but cancels where l is small
-                    slope = tl.exp2(z[i] - l[i]) if LOG == "polynomial" else 1.0 - tl.exp2(-l[i])
-                    dzi = tl.where(live, ddelta * slope, 0.0)
+                    if LOG == "none":
+                        dzi = tl.where(live, ddelta, 0.0)
+                    elif LOG == "polynomial":
+                        dzi = tl.where(live, ddelta * tl.exp2(z[i] - l[i]), 0.0)
+                    else:
+                        dzi = tl.where(live, ddelta * (1.0 - tl.exp2(-l[i])), 0.0)
                     bias_sum += dzi
                     if dweight is None:
                         tl.store(
@@ -383,5 +389,7 @@ def selective_scan_bwd_kernel(
                 )
             if bias is not None:
                 tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
+            if dinitial is not None:
+                tl.store(dinitial + scan * CHANNELS * N + state_at, s, mask=state_mask & (segment == 0))
         if WALK * SPAN > 1:
             tl.debug_barrier()  # the next walk reads what this one wrote

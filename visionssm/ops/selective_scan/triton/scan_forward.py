@@ -23,6 +23,7 @@ def selective_scan_fwd_kernel(
     ends,
     sums,
     entries,
+    last_state,
     u_b,
     u_s,
     u_k,
@@ -70,7 +71,8 @@ def selective_scan_fwd_kernel(
     are not split then, and no route visits a token twice. `out` has a row for each such group of routes.
     With `ends` nothing is written but each segment's last state, begun from zero, and its sum of step sizes: the first
     pass over a sequence split among programs. With `entries` a segment begins from the state found there. With
-    `states` the state before every CHUNK-th step is kept. STATES, RANKS: N and RANK up to a power of two.
+    `states` the state before every CHUNK-th step is kept, with `last_state` that after the last step, (b, K, CHANNELS,
+    N). STATES, RANKS: N and RANK up to a power of two.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
     AHEAD: tl.constexpr = 8 if N == 1 else 1  # rows of sums waiting in registers
@@ -143,8 +145,8 @@ def selective_scan_fwd_kernel(
         total = tl.zeros((BLOCK,), tl.float32)
 
         first = segment * segment_steps
-        last = tl.minimum(first + segment_steps, steps)
-        for turn in range(0, tl.cdiv(last - first, TURN)):
+        end = tl.minimum(first + segment_steps, steps)
+        for turn in range(0, tl.cdiv(end - first, TURN)):
             t0 = first + turn * TURN
             tokens = load_tokens(token_of, t0, steps, TURN)
             z = load_logits(
@@ -215,5 +217,7 @@ def selective_scan_fwd_kernel(
         if ends is not None:
             tl.store(ends + per_scan * CHANNELS * N + state_at, h, mask=state_mask)
             tl.store(sums + per_scan * CHANNELS + channel, total, mask=inside)
+        if last_state is not None:
+            tl.store(last_state + scan * CHANNELS * N + state_at, h, mask=state_mask & (segment == segments - 1))
         if WALK > 1:
             tl.debug_barrier()  # the next route reads what this one wrote

@@ -8,6 +8,7 @@ import triton.language as tl
 def join_segments_kernel(
     ends,
     sums,
+    start,
     A,
     A_k,
     routes,
@@ -19,6 +20,8 @@ def join_segments_kernel(
 ):
     """Replace the segments' last states, each begun from zero, by their entry states; REVERSE walks from the end.
 
+    The first segment walked is entered with `start`, or with zeros.
+
     A segment multiplies the state it is given by 2^(A sum(l)), for all N states with one sum.
     """
     scan = tl.program_id(0).to(tl.int64)
@@ -26,6 +29,8 @@ def join_segments_kernel(
     mask = element < CHANNELS * N
     a = tl.load(A + scan % routes * A_k + element, mask=mask, other=0.0)
     h = tl.zeros((BLOCK,), tl.float32)
+    if start is not None:
+        h = tl.load(start + scan * CHANNELS * N + element, mask=mask, other=0.0)
     for i in range(0, segments):
         segment = scan * segments + (segments - 1 - i if REVERSE else i)
         at = ends + segment * CHANNELS * N + element
