@@ -11,6 +11,7 @@ except ImportError as error:
         "visionssm.openmmlab needs mmengine: pip install 'visionssm[openmmlab]' (docs/openmmlab.md)"
     ) from error
 
+from ..analysis.jit_counters import register_counters
 from .backbone import VisionSSMBackbone
 from .channels import ChannelCheckHook, check_channels, fill_channels
 from .data import ClassCheckHook, check_classes
@@ -33,3 +34,4 @@ __all__ = [
 ]
 
 provide()
+register_counters()

@@ -12,8 +12,8 @@ def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> 
     return 2 * (9 * b * T * k * d * N + b * T * k * d * (1 + R))
 
 
-def _count(*shapes) -> int:
-    """FLOPs of a scan whose tensors have these shapes; `num_tokens` is a number."""
+def count_shapes(*shapes) -> int:
+    """FLOPs of a call of the operator, given its arguments with shapes in the place of tensors."""
     scan = Scan(*shapes[: len(Scan._fields)])
     b, (d, n) = scan.u[0], scan.A[1:]
     if scan.order is not None:
@@ -26,9 +26,9 @@ def _count(*shapes) -> int:
 
 @register_flop_formula(torch.ops.visionssm.selective_scan)
 def _forward_flops(*args, out_shape=None, **kwargs) -> int:
-    return _count(*args)
+    return count_shapes(*args)
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan_backward)
 def _backward_flops(grad, grad_last, states, *args, out_shape=None, **kwargs) -> int:
-    return 2 * _count(*args)
+    return 2 * count_shapes(*args)
