@@ -144,7 +144,7 @@ class TestPico:
             model.reset_classifier(7)
             assert model.num_classes == 7 and model(x).shape == (2, 7)
             model.reset_classifier(0)
-            assert model(x).shape == (2, model.num_features)
+            assert model(x).shape == (2, model.head_hidden_size)
             model.reset_classifier(0, "")
             assert model(x).shape == model.forward_features(x).shape
             bare = make(name, num_classes=0, global_pool="").eval()

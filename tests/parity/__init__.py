@@ -83,12 +83,12 @@ class Case:
 
     @property
     def config(self) -> dict | None:
-        """Arguments of the original's constructor; None for a published variant."""
+        """Arguments of the original's constructor; the older records of published variants have none."""
         return self.record.get("config")
 
     @property
     def full_size(self) -> bool:
-        return self.config is None
+        return self.variant in registered_names()
 
     @property
     def input(self) -> Tensor:

@@ -12,12 +12,21 @@ class ConvDownsample(nn.Module):
         dim: Channels in.
         dim_out: Channels out.
         norm_layer: Norm after the convolution.
+        bias: Bias of the convolution.
     """
 
-    def __init__(self, dim: int, dim_out: int, norm_layer: type[nn.Module] = LayerNorm, device=None, dtype=None):
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        norm_layer: type[nn.Module] = LayerNorm,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, **dd)
+        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, bias=bias, **dd)
         self.norm = norm_layer(dim_out, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
