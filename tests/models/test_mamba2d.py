@@ -30,8 +30,9 @@ def published(model):
     out = {}
     for name, value in model.state_dict().items():
         for ours, theirs in (
-            ("head.norm.", "norm."),
-            ("head.fc.", "head."),
+            ("head.norm1.", "norm."),
+            ("head.norm2.", "head.norm."),
+            ("head.fc.", "head.fc2."),
             ("stem.conv.", "ds.stem.conv."),
             ("stem.norm.", "ds.stem.post_norm.norm."),
             ("stages.1.downsample.norm.", "ds.ds1.pre_norm.norm."),

@@ -263,13 +263,13 @@ class ScaledBlock(nn.Module):
 
 
 class Mamba2DHead(nn.Module):
-    """Mean over the map, norm, classifier: an MLP of four times the width with a norm inside.
+    """Mean over the map, norm, hidden layer with a norm after it, classifier.
 
     Args:
-        in_features: Channels of the map.
+        in_features: Channels of the map; four times as many before the classifier.
         num_classes: Classes; 0 for no classifier.
-        pool_type: "avg"; or "" for a classifier at every position.
-        drop_rate: Dropout before the last layer.
+        pool_type: "avg"; or "" for a classifier at every position, and with no classifier for nothing but the map.
+        drop_rate: Dropout before the classifier.
         act_layer: Activation.
         norm_layer: Norm over channels.
     """
@@ -287,10 +287,15 @@ class Mamba2DHead(nn.Module):
         device=None,
         dtype=None,
     ):
+        dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.layers = dict(act_layer=act_layer, norm_layer=norm_layer, drop=drop_rate)
-        self.norm = norm_layer(in_features, device=device, dtype=dtype)
-        self.reset(num_classes, pool_type, in_features, device=device, dtype=dtype)
+        self.hidden_size = 4 * in_features
+        self.norm1 = norm_layer(in_features, **dd)
+        self.fc1 = nn.Linear(in_features, self.hidden_size, **dd)
+        self.act = act_layer()
+        self.norm2 = norm_layer(self.hidden_size, **dd)
+        self.drop = nn.Dropout(drop_rate)
+        self.reset(num_classes, pool_type, in_features, **dd)
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifier, and the pooling unless it is None."""
@@ -298,9 +303,8 @@ class Mamba2DHead(nn.Module):
             raise ValueError(f"global_pool must be 'avg' or '', got {pool_type!r}")
         if pool_type is not None:
             self.pool_type = pool_type
-        fc: nn.Module = nn.Identity()
-        if num_classes:
-            fc = ClassifierMlp(in_features, num_classes, **self.layers, device=device, dtype=dtype)
+        self.num_classes = num_classes
+        fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
         self.fc = fc.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -308,34 +312,11 @@ class Mamba2DHead(nn.Module):
 
         With `pre_logits`, to what the classifier sees.
         """
-        x = self.norm(x.mean((1, 2)) if self.pool_type else x)
+        if not self.pool_type and not self.num_classes:
+            return x
+        x = self.norm1(x.mean((1, 2)) if self.pool_type else x)
+        x = self.drop(self.norm2(self.act(self.fc1(x))))
         return x if pre_logits else self.fc(x)
-
-
-class ClassifierMlp(nn.Module):
-    """Linear, activation, norm, dropout, linear."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        act_layer: type[nn.Module] = nn.GELU,
-        norm_layer: type[nn.Module] = LayerNorm,
-        drop: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim, **dd)
-        self.act = act_layer()
-        self.norm = norm_layer(4 * dim, **dd)
-        self.drop = nn.Dropout(drop)
-        self.fc2 = nn.Linear(4 * dim, num_classes, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., dim) to (..., num_classes)."""
-        return self.fc2(self.drop(self.norm(self.act(self.fc1(x)))))
 
 
 _MIXERS = ("wavefront", "wavefront_local", "attention")
@@ -385,8 +366,9 @@ class Mamba2D(HierarchicalModel):
             (r"\.mixer\.local_path\.pwconv([12])\.", r".mixer.local.fc\1."),
             (r"\.mixer\.local_path\.dwconv\.", ".mixer.local.conv."),
             (r"\.mixer\.local_path\.", ".mixer.local."),
-            (r"^head\.(fc1|norm|fc2)\.", r"head.fc.\1."),
-            (r"^norm\.", "head.norm."),
+            (r"^head\.norm\.", "head.norm2."),
+            (r"^head\.fc2\.", "head.fc."),
+            (r"^norm\.", "head.norm1."),
         ),
     )
 
@@ -459,6 +441,7 @@ class Mamba2D(HierarchicalModel):
             **shared,
         )
         self.release = release
+        self.head_hidden_size = self.head.hidden_size
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -475,7 +458,7 @@ class Mamba2D(HierarchicalModel):
         num_stages = len(self.stages)
         take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head or len(self.stages) < num_stages:
-            self.head.norm = nn.Identity()
+            self.head.norm1 = self.head.fc1 = self.head.norm2 = nn.Identity()
         return take_indices
 
 
@@ -487,7 +470,7 @@ _cfg = family_cfg(
     paper_name="Mamba2D: A Natively Multi-Dimensional State-Space Model for Vision Tasks",
     paper_ids="arXiv:2412.16146",
     first_conv="stem.conv",
-    classifier="head.fc.fc2",
+    classifier="head.fc",
     crop_pct=1.0,
     pool_size=(7, 7),
 )
@@ -534,5 +517,5 @@ def mamba2d_tiny_v1(pretrained: bool = False, **kwargs: Any) -> Mamba2D:
 def test_mamba2d(pretrained: bool = False, **kwargs: Any) -> Mamba2D:
     """A pico variant for tests and demonstrations; there are no weights."""
     return build_model(
-        Mamba2D, "test_mamba2d", pretrained, kwargs, dims=(16, 32, 48, 64), depths=(2, 1, 2, 1), d_state=4
+        Mamba2D, "test_mamba2d", pretrained, kwargs, dims=(20, 32, 48, 64), depths=(2, 1, 2, 1), d_state=4
     )
