@@ -175,7 +175,9 @@ def compare(case: Case) -> Iterator[Deviation]:
     with_grads = "grads" in record
     model = module.build(case)
     assert not model.training, "build(case) must return a model in evaluation mode"
-    source = fill_state_dict(case.keys, record, record["grads"]["param_l2"] if with_grads else ())
+    norms = record["grads"]["param_l2"] if with_grads else {}
+    trained = {name for name, norm in norms.items() if norm is not None}
+    source = fill_state_dict(case.keys, record, trained)
     weights = module.convert(source, model)
     model.load_state_dict({k: v.detach() for k, v in weights.items()}, strict=True)
     x = case.input.requires_grad_(with_grads)
@@ -238,7 +240,7 @@ def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], reco
         float(np.abs(sample(ours, expected.size) - expected).max()),
         tolerances.GRADIENTS * float(np.abs(expected).max()),
     )
-    norms = recorded["param_l2"]
+    norms = {name: norm for name, norm in recorded["param_l2"].items() if norm is not None}  # None: not trained
     floor = tolerances.GRADIENT_FLOOR * max(norms.values())
     worst = Deviation("gradient norms", 0.0, 1.0)
     for name, norm in norms.items():

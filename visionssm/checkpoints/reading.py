@@ -21,8 +21,8 @@ from ..errors import CheckpointError
 
 WEIGHTS = ("auto", "raw", "ema")
 RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one of this package's training
-_RAW = ("state_dict", "model")
-_AVERAGED = ("state_dict_ema", "model_ema", "ema")
+_RAW = ("state_dict", "model", "net")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 8
 
@@ -61,10 +61,11 @@ class Checkpoint:
 def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
     """Read a file of torch.save or safetensors; nothing in it is executed.
 
-    **Which weights**: a checkpoint may hold raw and averaged ones (EMA; `state_dict_ema`, `model_ema` or `ema` beside
-    `state_dict` or `model`). "auto" takes the averaged ones where there are any, else the raw ones: by them a run with
-    averaging chooses its best epoch, and timm's `create_model` does the same. Every way from a file to a model follows
-    this rule: `timm.create_model`, the tools, the backbone for OpenMMLab, the converter.
+    **Which weights**: a checkpoint may hold raw and averaged ones (EMA; `state_dict_ema`, `model_ema`, `ema`,
+    `ema_model` or `net_E` beside `state_dict`, `model` or `net`). "auto" takes the averaged ones where there are any,
+    else the raw ones: by them a run with averaging chooses its best epoch, and timm's `create_model` does the same.
+    Every way from a file to a model follows this rule: `timm.create_model`, the tools, the backbone for OpenMMLab, the
+    converter.
 
     Args:
         path: `.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`.
