@@ -346,3 +346,12 @@ def test_weights_that_were_never_released():
         "localvim_tiny_midcls",
         "localvmamba_small",
     }
+
+
+def test_state_dicts_from_before_blocks_were_shared():
+    model = timm.create_model("test_localvmamba")
+    former = {k.replace(".norm1.", ".norm."): v for k, v in model.state_dict().items()}
+    again = timm.create_model("test_localvmamba")
+    again.load_state_dict(former)
+    assert torch.equal(again.stages[0].blocks[0].norm1.weight, model.stages[0].blocks[0].norm1.weight)
+    assert again.checkpoint_filter_fn(former, again).keys() == model.state_dict().keys()

@@ -11,10 +11,10 @@ import torch
 from timm.layers import DropPath
 
 import visionssm
-from visionssm.layers import resample_pos_embed
+from visionssm.layers import BidirectionalMixer, resample_pos_embed
 from visionssm.models import CheckpointError
 from visionssm.models._builder import VisionModel
-from visionssm.models.vim import Vim, VimMixer
+from visionssm.models.vim import Vim
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 VARIANTS = visionssm.list_models("vim_*")
@@ -191,14 +191,14 @@ def test_a_saved_model_remembers_its_size(tmp_path):
 @pytest.mark.parametrize("grid", [(4, 4), (7, 7), (3, 5), (1, 1)])
 def test_the_backward_route_is_the_reversed_sequence(grid):
     # with an odd number of patches the class token is not at the same step of both routes
-    mixer = VimMixer(16, "bidirectional", with_middle_token=True)
+    mixer = BidirectionalMixer(16, "bidirectional", extra_tokens=(1, "middle"))
     forward, backward = mixer.order(*grid, torch.device("cpu"))
     assert forward.tolist() == list(range(grid[0] * grid[1] + 1))
     assert backward.tolist() == forward.tolist()[::-1]
 
 
 def test_other_orders_read_the_class_token_in_the_middle():
-    table = VimMixer(16, "cross", with_middle_token=True).order(4, 6, torch.device("cpu"))
+    table = BidirectionalMixer(16, "cross", extra_tokens=(1, "middle")).order(4, 6, torch.device("cpu"))
     assert (table[:, 12] == 12).all() and (table.sort(1).values == torch.arange(25)).all()
 
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.layers import resample_pos_embed, take_tokens
+from visionssm.layers import BidirectionalMixer, resample_pos_embed, take_tokens
 from visionssm.models._builder import VisionModel
-from visionssm.models.vim import Vim, VimMixer
+from visionssm.models.vim import Vim
 from visionssm.ops import causal_conv1d
 
 from . import Case, Deviation, compare_operator, fill, fill_state_dict, reference_input, registered_names
@@ -62,7 +62,7 @@ def _mixer(record: dict) -> Iterator[Deviation]:
         name: torch.from_numpy(fill(name.removeprefix("layers.0.mixer."), tuple(value.shape)))
         for name, value in source.items()
     }
-    mixer = VimMixer(24, "bidirectional", with_middle_token=True, average=True)
+    mixer = BidirectionalMixer(24, "bidirectional", extra_tokens=(1, "middle"), average=True)
     prefix = "blocks.0.mixer."
     model = Vim(img_size=16, embed_dim=24, depth=1, num_classes=0)
     rest = {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}

@@ -54,6 +54,10 @@ class Layout:
         """A published name to ours."""
         return _rename(name, self.names)
 
+    def rename_former(self, name: str) -> str:
+        """A name that an earlier version of our class wrote to the present one."""
+        return _rename(name, self.former)
+
     def is_own(self, state_dict: Mapping[str, Any]) -> bool:
         """Whether the names are those of our class."""
         return any(re.search(self.own, name) for name in state_dict)
@@ -73,7 +77,7 @@ class Layout:
             if _any(refusal.having, source) and not (refusal.without and _any(refusal.without, source)):
                 raise CheckpointError(refusal.why)
         if self.is_own(source):
-            return {_rename(name, self.former): value for name, value in source.items()}
+            return {self.rename_former(name): value for name, value in source.items()}
         kept = {name: value for name, value in source.items() if not (self.drop and re.search(self.drop, name))}
         renamed = {self.rename(name): value for name, value in self._stack(kept).items()}
         return {name: _fit_shape(value, shapes.get(name)) for name, value in renamed.items()}

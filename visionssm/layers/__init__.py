@@ -3,7 +3,7 @@
 from .block import ResidualBlock
 from .downsample import ConvDownsample, PatchMerging
 from .linear import linear_without_bias, split_linear
-from .mamba_mixer import MambaMixer
+from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
@@ -12,10 +12,11 @@ from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
 from .stem import ConvStem, PatchStem
-from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_tokens, token_positions
+from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_tokens
 
 __all__ = [
     "SS2D",
+    "BidirectionalMixer",
     "ConvDownsample",
     "ConvStem",
     "MambaMixer",
@@ -38,5 +39,4 @@ __all__ = [
     "split_linear",
     "state_dtype",
     "take_tokens",
-    "token_positions",
 ]

@@ -48,10 +48,11 @@ class ResidualBlock(nn.Module):
         self.mixer = mixer
         self.scale1 = scale()
         self.drop_path1 = drop()
-        self.mlp = mlp
         if mlp is not None:
             self.cpe2 = cpe2
             self.norm2 = nn.Identity() if norm2 is None else norm2
+        self.mlp = mlp  # optimizer states of earlier runs go by this order
+        if mlp is not None:
             self.scale2 = scale()
             self.drop_path2 = drop()
 

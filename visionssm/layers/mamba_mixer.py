@@ -19,7 +19,8 @@ class MambaMixer(nn.Module):
         d_state: States per channel.
         d_conv: Taps of the convolution.
         expand: Channels of the scan over channels of the tokens.
-        with_middle_token: There is a class token in the middle of the tokens; every route reads it at that same step.
+        extra_tokens: Number and place of tokens beside the patches, see `visionssm.scans.token_positions`; every route
+            reads each at its own step.
         average: Merge the routes by their mean, not their sum.
         proj_drop: Dropout after the output projection.
         route_gate: Merges the gated routes (b, L, k, channels) to (b, L, channels); None sums or averages them.
@@ -32,7 +33,7 @@ class MambaMixer(nn.Module):
         d_state: int = 16,
         d_conv: int = 4,
         expand: int = 2,
-        with_middle_token: bool = False,
+        extra_tokens: tuple[int, str] = (0, "middle"),
         average: bool = False,
         proj_drop: float = 0.0,
         route_gate: nn.Module | None = None,
@@ -42,7 +43,7 @@ class MambaMixer(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.scan = scan
-        self.with_middle_token = with_middle_token
+        self.extra_tokens = extra_tokens
         self.average = average
         dim_inner, routes = expand * dim, num_routes(scan)
         self.in_proj = nn.Linear(dim, 2 * dim_inner, bias=False, **dd)
@@ -50,9 +51,9 @@ class MambaMixer(nn.Module):
         self.conv_bias = nn.Parameter(torch.empty(routes, dim_inner, **dd))
         self.act = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, routes, d_state, math.ceil(dim / 16), shared_input=False, **dd)
-        self.route_gate = route_gate
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.route_gate = route_gate
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -62,8 +63,8 @@ class MambaMixer(nn.Module):
         nn.init.uniform_(self.conv_bias, -bound, bound)
 
     def order(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Scan table (routes, steps) of a map, class token included."""
-        return scan_table(self.scan, height, width, device, self.with_middle_token)
+        """Scan table (routes, steps) of a map, extra tokens included."""
+        return scan_table(self.scan, height, width, device, extra_tokens=self.extra_tokens)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Mix the tokens (b, L, d) of a map of height x width."""
@@ -79,3 +80,14 @@ class MambaMixer(nn.Module):
             y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
             y = self.route_gate(y * gate.unsqueeze(2))
         return self.proj_drop(self.out_proj(y))
+
+
+class BidirectionalMixer(MambaMixer):
+    """`MambaMixer` whose "bidirectional" order reads the whole sequence forwards and backwards (Vim)."""
+
+    def order(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Scan table (routes, steps) of a map, extra tokens included."""
+        if self.scan == "bidirectional":
+            # with an odd number of patches this is not the reversed map with the tokens inserted
+            return scan_table("bidirectional", 1, height * width + self.extra_tokens[0], device)
+        return super().order(height, width, device)

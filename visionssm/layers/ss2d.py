@@ -47,10 +47,10 @@ class SS2D(nn.Module):
         self.conv = nn.Conv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
         self.act = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, num_routes(scan), d_state, dt_rank, **dd)
-        self.route_gate = route_gate
         self.out_norm = norm_layer(dim_inner, **dd)
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.route_gate = route_gate
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""

@@ -5,30 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._timm_compat import register_notrace_function
+from ..scans import token_positions
 from .ssm import state_dtype
-
-PLACES = ("first", "middle", "even")
-
-
-def token_positions(num_patches: int, count: int, place: str) -> list[int]:
-    """Where extra tokens stand in the whole sequence.
-
-    Args:
-        num_patches: Number of patch tokens.
-        count: Number of extra tokens.
-        place: "first"; "middle", after half of the patches (Vim, arXiv:2401.09417); "even", each after its share of
-            the patches, the rest at the end (Mamba-Reg, arXiv:2405.14858, section 3.2).
-
-    Raises:
-        ValueError: an unknown place.
-    """
-    if place not in PLACES:
-        raise ValueError(f"place must be one of {', '.join(map(repr, PLACES))}, got {place!r}")
-    if place == "even":
-        share = num_patches // (count + 1)
-        return [share + i * (share + 1) for i in range(count)]
-    start = num_patches // 2 if place == "middle" else 0
-    return [start + i for i in range(count)]
 
 
 def insert_tokens(x: Tensor, tokens: Tensor, count: int = 1, place: str = "middle") -> Tensor:

@@ -69,6 +69,11 @@ class VisionModel(nn.Module):
     init_modes: ClassVar[tuple[str, ...]] = ("",)
     out_indices: ClassVar[int | tuple[int, ...]] = (0, 1, 2, 3)  # default levels of features_only
 
+    def __init__(self) -> None:
+        super().__init__()
+        if self.layout.former:
+            self.register_load_state_dict_pre_hook(_rename_former)
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "layout" in cls.__dict__ and cls.layout.tell_tale:
@@ -155,6 +160,14 @@ def _init_module(module: nn.Module, name: str = "", *, linear_std: float | None,
             nn.init.zeros_(module.bias)
     elif needs_reset and hasattr(module, "reset_parameters"):
         module.reset_parameters()
+
+
+def _rename_former(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state dict is loaded, give names that earlier versions wrote their present form."""
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        present = prefix + module.layout.rename_former(name.removeprefix(prefix))
+        if present != name:
+            state_dict[present] = state_dict.pop(name)
 
 
 def make_kit(act_layer, norm_layer, norm_eps: float | None, proj_drop: float, device, dtype) -> Kit:

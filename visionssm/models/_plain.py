@@ -38,13 +38,17 @@ class PlainModel(VisionModel):
         patch_embed: patch_embed(in_chans, dim, kit) makes what turns images into a map; it has `stride` and
             `grid_size(height, width)`.
         block: block(place, kit) makes a block, called as `visionssm.layers.StreamBlock`.
-        class_token: Where a class token stands, see `visionssm.layers.token_positions`; None for no class token.
+        extra_tokens: Number and place of tokens beside the patches, see `visionssm.scans.token_positions`: a class
+            token, or registers.
+        embed_extra_tokens: The position embedding has entries for the extra tokens too.
         feature_stream: Intermediates are the residual stream after a block; else what the block's mixer gives.
         final_norm: final_norm(dim) makes the last norm; `norm_layer` if None.
         img_size: Size of the image that the position embedding is made for; other sizes resample it at run time.
         in_chans: Channels of the image.
         num_classes: Classes; 0 for no classifier.
-        global_pool: "token" classifies by the class token, "avg" by the mean of the patch tokens; "" pools nothing.
+        shuffle_rate: In training, show the last block its tokens in a random order with this probability; it grows
+            linearly from 0 (stochastic layer-wise shuffle, arXiv:2408.17081, section 3.2).
+        global_pool: "token" classifies by the extra tokens, "avg" by the mean of the patch tokens; "" pools nothing.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the projections of the mixers.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
@@ -69,7 +73,8 @@ class PlainModel(VisionModel):
         *,
         patch_embed: Callable[[int, int, Kit], nn.Module],
         block: Callable[[Place, Kit], nn.Module],
-        class_token: str | None = None,
+        extra_tokens: tuple[int, str] = (0, "middle"),
+        embed_extra_tokens: bool = True,
         feature_stream: bool = True,
         final_norm: Callable[..., nn.Module] | None = None,
         img_size: int | tuple[int, int] = 224,
@@ -79,6 +84,7 @@ class PlainModel(VisionModel):
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        shuffle_rate: float = 0.0,
         act_layer: str | type[nn.Module] = "gelu",
         norm_layer: str | type[nn.Module] = "layernorm",
         norm_eps: float | None = 1e-5,
@@ -101,14 +107,20 @@ class PlainModel(VisionModel):
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = embed_dim
         self.feature_stream = feature_stream
-        self.token_place = class_token or "middle"
-        self.num_extra_tokens = 1 if class_token else 0  # they have entries of their own in the position embedding
+        if not 0.0 <= shuffle_rate <= 1.0:
+            raise ValueError(f"shuffle_rate must be from 0 to 1, got {shuffle_rate}")
+        self.num_extra_tokens, self.token_place = extra_tokens
+        self.embedded_tokens = (
+            self.num_extra_tokens if embed_extra_tokens else 0
+        )  # those that pos_embed has entries for
+        self.shuffle_rates = [shuffle_rate * i / max(depth - 1, 1) for i in range(depth)]
 
         self.patch_embed = patch_embed(in_chans, embed_dim, kit)
         self.img_size = to_2tuple(img_size)
         self.grid_size = self.patch_embed.grid_size(*self.img_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **kit.dd)) if class_token else None
-        tokens = math.prod(self.grid_size) + self.num_extra_tokens
+        count = self.num_extra_tokens
+        self.cls_token = nn.Parameter(torch.empty(1, count, embed_dim, **kit.dd)) if count else None
+        tokens = math.prod(self.grid_size) + self.embedded_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **kit.dd))
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.Sequential(*(block(Place(0, i, embed_dim, rates[i]), kit) for i in range(depth)))
@@ -186,7 +198,7 @@ class PlainModel(VisionModel):
 
     def resample_pos_embed(self, pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """Resample a position embedding (1, tokens, d) from one grid to another; extra tokens keep their entries."""
-        return resample_pos_embed(pos_embed, grid, new_grid, self.num_extra_tokens, self.token_place)
+        return resample_pos_embed(pos_embed, grid, new_grid, self.embedded_tokens, self.token_place)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample a checkpoint's position embedding of a square grid to the model's grid.
@@ -201,7 +213,7 @@ class PlainModel(VisionModel):
             return state_dict
         if pos_embed.shape[1] == self.pos_embed.shape[1]:
             return state_dict
-        patches = pos_embed.shape[1] - self.num_extra_tokens
+        patches = pos_embed.shape[1] - self.embedded_tokens
         side = math.isqrt(max(patches, 0))
         wanted = " x ".join(map(str, self.grid_size))
         if side * side != patches:
@@ -220,22 +232,45 @@ class PlainModel(VisionModel):
         x = self.patch_embed(x)
         grid = Grid(x.shape[1], x.shape[2])
         x = x.flatten(1, 2)
-        if self.cls_token is not None:
-            x = insert_tokens(x, self.cls_token, self.num_extra_tokens, self.token_place)
         pos_embed = self.resample_pos_embed(self.pos_embed, self.grid_size, grid[:2])
-        return state_dtype(x) + pos_embed, grid
+        if self.embedded_tokens < self.num_extra_tokens:
+            x = x + pos_embed
+            pos_embed = None
+        if self.cls_token is not None:
+            x = insert_tokens(x, self.embed_extra(), self.num_extra_tokens, self.token_place)
+        return (state_dtype(x) if pos_embed is None else state_dtype(x) + pos_embed), grid
+
+    def embed_extra(self) -> Tensor:
+        """The extra tokens (1, n, d) as they join the patches."""
+        return self.cls_token
+
+    def draw_order(self, block: int, length: int, device: torch.device) -> Tensor:
+        """The order (length) in which a block sees its tokens in training: mostly as they are, see `shuffle_rate`."""
+        plain = torch.arange(length, device=device)
+        shuffled = torch.rand((), device=device) < self.shuffle_rates[block]
+        return torch.where(shuffled, torch.randperm(length, device=device), plain)
 
     def run_block(
         self,
-        block: nn.Module,
+        index: int,
         x: Tensor,
         grid: Grid,
         with_hidden: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
+        block = self.blocks[index]
+        shuffle = self.training and self.shuffle_rates[-1] > 0
+        if shuffle:
+            order = self.draw_order(index, x.shape[1], x.device)
+            x = x[:, order]
         if self.grad_checkpointing:
-            return checkpoint(block, x, grid.height, grid.width, with_hidden)
-        return block(x, grid.height, grid.width, with_hidden)
+            out = checkpoint(block, x, grid.height, grid.width, with_hidden)
+        else:
+            out = block(x, grid.height, grid.width, with_hidden)
+        if not shuffle:
+            return out
+        back = order.argsort()
+        return (out[0][:, back], out[1][:, back]) if with_hidden else out[:, back]
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm, in the model's dtype."""
@@ -279,9 +314,8 @@ class PlainModel(VisionModel):
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, grid = self.embed(x)
-        block: nn.Module
-        for i, block in enumerate(self.blocks[: max_index + 1] if stop_early else self.blocks):
-            x, hidden = self.run_block(block, x, grid, with_hidden=True)
+        for i in range(max_index + 1 if stop_early else len(self.blocks)):
+            x, hidden = self.run_block(i, x, grid, with_hidden=True)
             if i not in take_indices:
                 continue
             y = x if self.feature_stream else hidden
@@ -312,8 +346,8 @@ class PlainModel(VisionModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) to the normalised tokens (b, L, d)."""
         x, grid = self.embed(x)
-        for block in self.blocks:
-            x = self.run_block(block, x, grid)
+        for i in range(len(self.blocks)):
+            x = self.run_block(i, x, grid)
         return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:

@@ -371,6 +371,7 @@ class LocalVim(PlainModel):
                 f"rope_size=0, got {rope_size!r}"
             )
         scans = _scan_of_each_block(scan, depth)
+        extra_tokens = (int(class_token), "middle")
 
         def block(place: Place, kit: Kit) -> StreamBlock:
             mixer = MambaMixer(
@@ -379,7 +380,7 @@ class LocalVim(PlainModel):
                 d_state,
                 d_conv,
                 expand,
-                class_token,
+                extra_tokens,
                 proj_drop=kit.proj_drop,
                 route_gate=RouteGate(expand * place.dim, norm_layer=partial(LayerNorm, eps=norm_eps), **kit.dd),
                 **kit.dd,
@@ -391,7 +392,7 @@ class LocalVim(PlainModel):
             depth,
             patch_embed=lambda in_chans, dim, kit: PatchEmbed(in_chans, dim, patch_size, pad=True, **kit.dd),
             block=block,
-            class_token="middle" if class_token else None,
+            extra_tokens=extra_tokens,
             norm_layer=norm_layer,
             norm_eps=norm_eps,
             **shared,
@@ -413,7 +414,7 @@ class LocalVim(PlainModel):
 
     def run_block(
         self,
-        block: nn.Module,
+        index: int,
         x: Tensor,
         grid: Grid,
         with_hidden: bool = False,
@@ -421,7 +422,7 @@ class LocalVim(PlainModel):
         """One block on the stream (b, L, d), which is rotated at the entrance of every block."""
         if self.rope is not None:
             x = apply_rot_embed(x, *grid.shared)
-        return super().run_block(block, x, grid, with_hidden)
+        return super().run_block(index, x, grid, with_hidden)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the position embedding; drop stored rotary tables that are the model's own.

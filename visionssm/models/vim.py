@@ -11,34 +11,19 @@ directions with parameters of their own. Images of any size from a patch on work
 from functools import partial
 from typing import Any
 
-import torch
-from timm.layers import trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from ..checkpoints import CheckpointError, Layout, Refusal
-from ..layers import MambaMixer, PatchEmbed, StreamBlock
-from ..scans import check_scan, scan_table
-from ._builder import Kit, Place, build_model, family_cfg
-from ._plain import PlainModel
+from ._bidirectional import DIRECTIONS, NAMES, BidirectionalModel
+from ._builder import build_model, family_cfg
 
 __all__ = ["Vim"]
 
 _STRIDE8_GRID = 27  # of the published models with overlapping patches at 224
 
 
-class VimMixer(MambaMixer):
-    """`MambaMixer` whose "bidirectional" order reads the sequence, class token included, forwards and backwards."""
-
-    def order(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Scan table (routes, steps) of a map, class token included."""
-        if self.scan == "bidirectional":
-            # with an odd number of patches this is not the reversed map with the class token inserted
-            return scan_table("bidirectional", 1, height * width + 1, device)
-        return super().order(height, width, device)
-
-
-class Vim(PlainModel):
+class Vim(BidirectionalModel):
     """Vision Mamba (arXiv:2401.09417).
 
     Args:
@@ -56,24 +41,11 @@ class Vim(PlainModel):
         **shared: Further arguments of `PlainModel`; the segmentation model of Vim-Ti has `feature_stream=False`.
     """
 
-    # there D and the biases of each direction were vectors, here they are (routes, channels); A_log was marked but
-    # decayed all the same
-    undecayed = ("cls_token", "pos_embed", ".ssm.D", ".ssm.dt_bias", ".conv_bias")
-    unused = ("act_layer",)
-    linear_std = None
     layout = Layout(
         own=r"^blocks\.0\.mixer\.ssm\.D$",
         tell_tale=(r"(^|\.)layers\.\d+\.mixer\.A_b_log$",),
-        names=((r"^layers\.", "blocks."), (r"^norm_f\.", "norm.")),
-        stack={
-            "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
-            "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
-            "ssm.x_proj_weight": ("x_proj.weight", "x_proj_b.weight"),
-            "ssm.dt_weight": ("dt_proj.weight", "dt_proj_b.weight"),
-            "ssm.dt_bias": ("dt_proj.bias", "dt_proj_b.bias"),
-            "ssm.A_log": ("A_log", "A_b_log"),
-            "ssm.D": ("D", "D_b"),
-        },
+        names=NAMES,
+        stack=DIRECTIONS,
         refuse=(
             Refusal(
                 r"\.mixer\.A_b_log$",
@@ -105,42 +77,21 @@ class Vim(PlainModel):
         norm_layer: Any = "rmsnorm",
         **shared: Any,
     ):
-        check_scan(scan)
-
-        def block(place: Place, kit: Kit) -> StreamBlock:
-            mixer = VimMixer(
-                place.dim,
-                scan,
-                d_state,
-                d_conv,
-                expand,
-                with_middle_token=True,
-                average=average,
-                proj_drop=kit.proj_drop,
-                **kit.dd,
-            )
-            return StreamBlock(kit.norm_layer(place.dim, **kit.dd), mixer, place.drop_path)
-
         super().__init__(
             embed_dim,
             depth,
-            patch_embed=lambda in_chans, dim, kit: PatchEmbed(in_chans, dim, patch_size, stride, **kit.dd),
-            block=block,
-            class_token="middle",
+            patch_size=patch_size,
+            stride=stride,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            scan=scan,
+            average=average,
+            extra_tokens=(1, "middle"),
             global_pool=global_pool,
             norm_layer=norm_layer,
             **shared,
         )
-        self.scan = scan
-
-    def init_own_weights(self, mode: str) -> None:
-        """As the original, which loses the initial step size of the backward direction; here both have it."""
-        super().init_own_weights(mode)
-        trunc_normal_(self.cls_token, std=0.02)
-        self.scale_out_proj()
-        if isinstance(self.head, torch.nn.Linear):
-            trunc_normal_(self.head.weight, std=0.02)
-            torch.nn.init.zeros_(self.head.bias)
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the position embedding.

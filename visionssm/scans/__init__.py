@@ -6,11 +6,11 @@ from .tables import (
     clear_tables,
     direction_codes,
     direction_table,
-    insert_token,
     inverse_table,
     placing_tables,
     scan_table,
 )
+from .tokens import insert_token, token_positions
 
 __all__ = [
     "check_scan",
@@ -24,4 +24,5 @@ __all__ = [
     "placing_tables",
     "register_scan",
     "scan_table",
+    "token_positions",
 ]

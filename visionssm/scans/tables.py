@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops import remember_table, table_facts
 from .registry import on_change, parse_scan
+from .tokens import insert_at, token_positions
 
 # a table of 4 routes on a 200 x 334 map takes 1 MiB, those of all four stages 1.4: enough for some 180 image sizes
 _CACHE_BYTES = 256 * 2**20
@@ -32,6 +33,7 @@ def scan_table(
     width: int,
     device: torch.device | str | None = None,
     middle_token: bool = False,
+    extra_tokens: tuple[int, str] | None = None,
 ) -> Tensor:
     """Table of a scan order on a map: the token that each route reads at each step.
 
@@ -47,6 +49,7 @@ def scan_table(
         width: Columns of the map.
         device: Where the table lies; None is the CPU.
         middle_token: Also visit a class token in the middle, see `insert_token`.
+        extra_tokens: Also visit so many tokens at such a place, see `token_positions`; each is read at its own step.
 
     Returns:
         int32 (routes, steps); entries are `row * width + column`, or -1 for a step that reads a zero token.
@@ -56,8 +59,9 @@ def scan_table(
         ValueError: the name is unknown, the size is empty, or the order's function returned a bad table.
     """
     if _is_traced(height, width, device):
-        return _leave_call(scan_table, name, height, width, device, middle_token)
-    return _scan_table(name, operator.index(height), operator.index(width), device, middle_token)
+        return _leave_call(scan_table, name, height, width, device, middle_token, extra_tokens)
+    extra = extra_tokens or (int(middle_token), "middle")
+    return _scan_table(name, operator.index(height), operator.index(width), device, extra)
 
 
 def inverse_table(
@@ -78,7 +82,7 @@ def inverse_table(
     """
     if _is_traced(height, width, device):
         return _leave_call(inverse_table, name, height, width, device, middle_token)
-    return _inverse_table(name, operator.index(height), operator.index(width), device, middle_token)
+    return _inverse_table(name, operator.index(height), operator.index(width), device, (int(middle_token), "middle"))
 
 
 def direction_table(name: str, height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -90,34 +94,6 @@ def direction_table(name: str, height: int, width: int, device: torch.device | s
     if _is_traced(height, width, device):
         return _leave_call(direction_table, name, height, width, device)
     return _direction_table(name, operator.index(height), operator.index(width), device)
-
-
-def insert_token(table: Tensor, num_tokens: int) -> Tensor:
-    """Add a class token that stands in the middle of `num_tokens` patch tokens to every route of a table.
-
-    With the class token there are L = num_tokens + 1 tokens; its index is (L - 1) // 2, and every route reads it at
-    that same step, also where padding makes the routes longer than L (LocalMamba's middle class token). On a reversed
-    raster of an odd number of patches this is not the reversed sequence of all L tokens: a model that reverses those
-    (Vision Mamba) asks for a map of 1 x L instead.
-
-    Args:
-        table: Integer (routes, steps) with at least num_tokens // 2 steps.
-        num_tokens: Number of patch tokens.
-
-    Returns:
-        (routes, steps + 1), of the same dtype.
-
-    Raises:
-        ValueError: the table has too few steps.
-    """
-    middle = num_tokens // 2
-    if table.ndim != 2 or table.shape[1] < middle:
-        raise ValueError(
-            f"cannot insert a token at step {middle}: expected a table (routes, steps) with at least "
-            f"{middle} steps, found shape {tuple(table.shape)}"
-        )
-    table = table + (table >= middle)
-    return torch.cat([table[:, :middle], torch.full_like(table[:, :1], middle), table[:, middle:]], dim=1)
 
 
 def direction_codes(table: Tensor, width: int) -> Tensor:
@@ -262,7 +238,7 @@ def _placed(table: Tensor, device: torch.device, num_tokens: int | None = None) 
 
 
 @_cached_constant
-def _scan_table(name: str, height: int, width: int, device: torch.device, middle_token: bool) -> Tensor:
+def _scan_table(name: str, height: int, width: int, device: torch.device, extra: tuple[int, str]) -> Tensor:
     if height < 1 or width < 1:
         raise ValueError(f"scan order {name!r} needs a map of at least 1 x 1, found {height} x {width}")
     with _plain_tensors():
@@ -274,17 +250,16 @@ def _scan_table(name: str, height: int, width: int, device: torch.device, middle
             parts.append(part.place(table, grid))
         steps = max(table.shape[1] for table in parts)
         table = torch.cat([F.pad(table, (0, steps - table.shape[1]), value=-1) for table in parts])
-        if middle_token:
-            table = insert_token(table, height * width)
-        return _placed(table, device, height * width + middle_token)
+        table = insert_at(table, token_positions(height * width, *extra))
+        return _placed(table, device, height * width + extra[0])
 
 
 @_cached_constant
-def _inverse_table(name: str, height: int, width: int, device: torch.device, middle_token: bool) -> Tensor:
+def _inverse_table(name: str, height: int, width: int, device: torch.device, extra: tuple[int, str]) -> Tensor:
     with _plain_tensors():
-        table = _scan_table(name, height, width, None, middle_token).long()
+        table = _scan_table(name, height, width, None, extra).long()
         routes, steps = table.shape
-        num_tokens = height * width + middle_token
+        num_tokens = height * width + extra[0]
         # steps that read a zero token write to one extra column, which is cut off
         column = torch.where(table < 0, num_tokens, table)
         visits = torch.zeros(routes, num_tokens + 1, dtype=torch.int64)
@@ -303,7 +278,7 @@ def _inverse_table(name: str, height: int, width: int, device: torch.device, mid
 @_cached_constant
 def _direction_table(name: str, height: int, width: int, device: torch.device) -> Tensor:
     with _plain_tensors():
-        return _placed(direction_codes(_scan_table(name, height, width, None, False), width), device)
+        return _placed(direction_codes(_scan_table(name, height, width, None, (0, "middle")), width), device)
 
 
 def _check_table(table: Tensor, routes: int, name: str, height: int, width: int) -> None:
