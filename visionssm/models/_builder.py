@@ -17,13 +17,14 @@ from ..checkpoints import (
     check_state_dict,
     classifier_names,
     fit,
+    identify,
     inert_stand_ins,
     read,
     register_family,
     unwrap,
 )
 from ..checkpoints.layout import Layout
-from ..errors import nearest
+from ..errors import CheckpointError, nearest
 
 Model = TypeVar("Model", bound="VisionModel")
 
@@ -146,7 +147,13 @@ class VisionModel(nn.Module):
         """
         source = unwrap(state_dict)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        out = model.adapt_state_dict(model.layout.convert(source, shapes))
+        try:
+            out = model.adapt_state_dict(model.layout.convert(source, shapes))
+        except CheckpointError as error:
+            family = identify(source)
+            if family in (None, type(model).__name__) or family in str(error):
+                raise
+            raise CheckpointError(f"the checkpoint's names are those of a {family} file: {error}") from error
         check_routes(out, model)
         check_state_dict(out, model, source)
         return out
