@@ -82,11 +82,11 @@ def test_checkpointing_lies_between_what_stays_and_the_peak(name):
 
 @pytest.mark.parametrize("name", PICO)
 def test_shapes_alone_give_the_same(name, monkeypatch):
-    """With the scan that runs here; a GPU has a norm of its own that keeps a little more."""
+    """With the scan that runs here; a GPU's LayerNorm keeps a little more, and its RMSNorm one tensor less."""
     monkeypatch.setenv("VISIONSSM_BACKEND", "portable")
     memory = training_memory(name, 32, precision="float32", num_classes=10, **at_size(name, 32))
     found = memory.shared + 2 * memory.per_image
-    assert found == pytest.approx(kept_bytes(pico(name), torch.randn(2, 3, 32, 32)), rel=0.03)
+    assert found == pytest.approx(kept_bytes(pico(name), torch.randn(2, 3, 32, 32)), rel=0.06)
 
 
 def test_state_is_five_copies_of_the_weights():

@@ -162,7 +162,8 @@ def quasi_separable_ssd(
         delta_bias,
     )
     with _without_autocast(x.device):
-        before, after = _chunked(both, chunk).chunk(2)
+        mixed = _chunked(both, chunk)
+        before, after = mixed[:b], mixed[b:]  # (chunk would bind exporters to one batch size)
         zero = before.new_zeros(b, 1, *before.shape[2:])
         y = torch.cat([zero, before[:, :-1]], 1) + torch.cat([after[:, :-1].flip(1), zero], 1)
         return (y + diagonal.to(y.dtype)[..., None] * x.to(y.dtype)).to(x.dtype)
