@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint docs timm-suite parity clean
+.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
@@ -20,6 +20,7 @@ help:
 	@echo "make openmmlab  add what detection with mmdet and segmentation with mmseg need (nothing is compiled)"
 	@echo "make openmmlab-compiled   compile mmcv's own operators, which then take the place of ours"
 	@echo "make test-compiled        the tests of detection and segmentation with them"
+	@echo "make sanitize   the native scan's tests with sanitizers of addresses and undefined behaviour"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
@@ -110,7 +111,7 @@ docs: $(VENV)/.dev
 test: lint $(VENV)/.openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
-test-all: lint $(VENV)/.openmmlab
+test-all: lint sanitize $(VENV)/.openmmlab
 	$(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev

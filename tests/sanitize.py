@@ -1,0 +1,40 @@
+"""The tests of the native scan with a library that watches addresses and undefined behaviour: `make sanitize`.
+
+The library is compiled apart from the package's, so nothing needs to be put back.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from visionssm.ops.selective_scan.native.build import build, compiler
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(Path(folder) / "libvisionssm_scan.so", FLAGS)
+        # Python itself is not instrumented: the runtime must be there before it
+        runtime = subprocess.run(
+            [*compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        )
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": runtime.stdout.strip(),
+            "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",  # Python leaves objects to the end of the process
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "VISIONSSM_NATIVE_LIBRARY": str(library),
+            "VISIONSSM_BACKEND": "native",
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+        return subprocess.run(
+            [*command, "tests/ops/test_native_scan.py"], cwd=ROOT, env=environment, check=False
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
