@@ -430,10 +430,12 @@ static void NAME(backward)(const struct scan *a, const struct gradients *g, cons
     float *ddelta = R ? p->delta + slice * length * g->delta_routes * R : g->delta + image * length * g->delta_routes * d + first;
     float *dB = p->B + slice * length * g->B_routes * N;
     float *dC = a->C.data ? p->C + slice * length * g->C_routes * N : NULL;
-    NAME(zero_rows)(du, u_length * g->u_routes, d, width);
+    /* where each route visits a row once, its gradient is written, not added */
+    const int u_once = a->u_by_step || a->permuted, once = a->by_step || a->permuted;
+    if (!u_once) NAME(zero_rows)(du, u_length * g->u_routes, d, width);
     if (R)
         memset(ddelta, 0, length * g->delta_routes * R * sizeof(float));
-    else
+    else if (!once)
         NAME(zero_rows)(ddelta, length * g->delta_routes, d, width);
     memset(dB, 0, length * g->B_routes * N * sizeof(float));
     if (dC) memset(dC, 0, length * g->C_routes * N * sizeof(float));
@@ -486,14 +488,23 @@ static void NAME(backward)(const struct scan *a, const struct gradients *g, cons
             }
             for (int t = 0; t < count; t++) {
                 int64_t u_row = a->u_by_step ? start + t : s.token[t], row = a->by_step ? start + t : s.token[t];
-                if (u_row >= 0)
-                    NAME(add_row)(du + (u_row * g->u_routes + u_route) * d, s.du + t * LANES, width);
+                if (u_row >= 0) {
+                    float *to = du + (u_row * g->u_routes + u_route) * d;
+                    if (u_once && (k == 0 || g->u_routes > 1))
+                        NAME(write_row)(to, s.du + t * LANES, width);
+                    else
+                        NAME(add_row)(to, s.du + t * LANES, width);
+                }
                 if (row < 0) continue;
                 if (R) {
                     float *to = ddelta + (row * g->delta_routes + delta_route) * R;
                     for (int64_t r = 0; r < R; r++) to[r] += s.dlow[t * padded + r];
                 } else {
-                    NAME(add_row)(ddelta + (row * g->delta_routes + delta_route) * d, s.dz + t * LANES, width);
+                    float *to = ddelta + (row * g->delta_routes + delta_route) * d;
+                    if (once && (k == 0 || g->delta_routes > 1))
+                        NAME(write_row)(to, s.dz + t * LANES, width);
+                    else
+                        NAME(add_row)(to, s.dz + t * LANES, width);
                 }
             }
         }
