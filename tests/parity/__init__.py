@@ -7,8 +7,8 @@ A family adds one module to this package with
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
 - `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, laid out as
   recorded;
-- `OPERATORS` (optional): a dict from the name of a file in tests/data/ops to a function that takes its content and
-  yields deviations;
+- `OPERATORS` (optional): a dict from the name of a file in tests/data/ops, or a pattern of names, to a function that
+  takes its content and yields deviations;
 - `FAST` (optional): full-size cases that the fast tier runs;
 - `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
 
@@ -21,13 +21,14 @@ import importlib
 import json
 import pkgutil
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +45,9 @@ __all__ = [
     "cases",
     "compare",
     "compare_operator",
+    "compare_recorded_operator",
     "compare_summary",
+    "create",
     "families",
     "fill",
     "fill_state_dict",
@@ -53,6 +56,8 @@ __all__ = [
     "reference_input",
     "registered_names",
     "sample",
+    "unclaimed",
+    "use_records",
 ]
 
 
@@ -101,16 +106,59 @@ class Case:
         return [(name, tuple(shape)) for name, shape in keys]
 
 
+_records = DATA  # the folder whose goldens/ and ops/ are compared
+
+
+def use_records(folder: Path) -> None:
+    """Compare the records of another folder of the same layout; what it has not, names and keys, is looked up in ours.
+
+    Raises:
+        FileNotFoundError: the folder has neither goldens/ nor ops/.
+    """
+    global _records
+    if not any((folder / part).is_dir() for part in ("goldens", "ops")):
+        raise FileNotFoundError(f"{folder} has no goldens/ and no ops/ with recorded cases")
+    _records = folder
+    for cached in (registered_names, keys_of, cases, operators):
+        cached.cache_clear()
+
+
+def _lookup(*parts: str) -> Path:
+    path = _records.joinpath(*parts)
+    return path if path.is_file() else DATA.joinpath(*parts)
+
+
 @cache
 def registered_names() -> dict[str, str]:
     """Recorded variant to the name of our model."""
-    return json.loads((DATA / "names.json").read_text())
+    ours = json.loads((DATA / "names.json").read_text())
+    return ours | json.loads(_lookup("names.json").read_text())
 
 
 @cache
 def keys_of(variant: str) -> dict:
     """Names, shapes and parameter count of a published variant."""
-    return json.loads((DATA / "keys" / f"{variant}.json").read_text())
+    return json.loads(_lookup("keys", f"{variant}.json").read_text())
+
+
+def create(case: Case) -> nn.Module:
+    """The registered model of a published variant, built for the size at which its position embedding was recorded."""
+    name = registered_names()[case.variant]
+    model = timm.create_model(name, device="meta")
+    recorded = dict(case.keys).get("pos_embed")
+    resized = recorded is not None and tuple(recorded) != tuple(model.pos_embed.shape)
+    return timm.create_model(name, **({"img_size": tuple(case.record["input_shape"][2:])} if resized else {})).eval()
+
+
+def operator_record(name: str) -> dict:
+    """What was recorded of an operator."""
+    return json.loads((_records / "ops" / f"{name}.json").read_text())
+
+
+def unclaimed() -> list[str]:
+    """Recorded cases and operators that no family answers for."""
+    found = {path.stem for part in ("goldens", "ops") for path in (_records / part).glob("*.json")}
+    return sorted(found - set(cases()) - set(operators()))
 
 
 @cache
@@ -128,7 +176,7 @@ def families() -> dict[str, ModuleType]:
 def cases() -> dict[str, Case]:
     """Every recorded run that a family answers for."""
     found = {}
-    for path in sorted((DATA / "goldens").glob("*.json")):
+    for path in sorted((_records / "goldens").glob("*.json")):
         for family, module in families().items():
             if any(fnmatch.fnmatch(path.stem, pattern) for pattern in module.RECORDS):
                 found[path.stem] = Case(path.stem, family, json.loads(path.read_text()))
@@ -138,7 +186,24 @@ def cases() -> dict[str, Case]:
 @cache
 def operators() -> dict[str, str]:
     """Every recorded operator that a family answers for -> the family."""
-    return {name: family for family, module in families().items() for name in getattr(module, "OPERATORS", {})}
+    found = {}
+    for path in sorted((_records / "ops").glob("*.json")):
+        for family, module in families().items():
+            if _comparison(module, path.stem) is not None:
+                found[path.stem] = family
+    return found
+
+
+def _comparison(module: ModuleType, name: str) -> Callable[[dict], Iterator["Deviation"]] | None:
+    known = getattr(module, "OPERATORS", {})
+    return known.get(name) or next((known[p] for p in known if fnmatch.fnmatch(name, p)), None)
+
+
+def compare_recorded_operator(name: str) -> Iterator["Deviation"]:
+    """Run ours on a recorded operator; yields how far it is from it."""
+    comparison = _comparison(families()[operators()[name]], name)
+    assert comparison is not None
+    return comparison(operator_record(name))
 
 
 def fill_state_dict(

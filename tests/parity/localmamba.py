@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,10 +18,10 @@ from . import (
     Deviation,
     compare_operator,
     compare_summary,
+    create,
     fill,
     fill_state_dict,
     reference_input,
-    registered_names,
 )
 
 RECORDS = ("local_vssm_*", "local_vim_*")
@@ -70,7 +69,7 @@ def localvim_args(config: dict) -> dict:
 
 def build(case: Case) -> LocalVMamba | LocalVim:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     if case.name.startswith("local_vssm"):
         return LocalVMamba(**localvmamba_args(case.config)).eval()
     return LocalVim(**localvim_args(case.config)).eval()
@@ -187,11 +186,7 @@ def _backbone(record: dict) -> Iterator[Deviation]:
 
 OPERATORS = {
     "localmamba-scan_orders": _scan_orders,
-    "localmamba-ss2d-5x6": _ss2d,
-    "localmamba-ss2d-8x8": _ss2d,
-    "localmamba-mixer-h_v_w2_w7": _mixer,
-    "localmamba-mixer-midcls": _mixer,
-    "localmamba-backbone-local_vssm": _backbone,
-    "localmamba-backbone-local_vim": _backbone,
-    "localmamba-backbone-local_vim_ln": _backbone,
+    "localmamba-ss2d-*": _ss2d,
+    "localmamba-mixer-*": _mixer,
+    "localmamba-backbone-*": _backbone,
 }

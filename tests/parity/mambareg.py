@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from visionssm.layers import take_tokens
 from visionssm.models.mambareg import MambaReg
 from visionssm.scans import token_positions
 
-from . import Case, Deviation, compare_operator, registered_names
+from . import Case, Deviation, compare_operator, create
 
 RECORDS = ("mambareg_*",)
 FAST = ("mambareg_tiny",)
@@ -35,7 +34,7 @@ def model_args(config: dict) -> dict:
 
 def build(case: Case) -> MambaReg:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant], img_size=case.record["input_shape"][2:]).eval()
+        return create(case)
     return MambaReg(**model_args(case.config)).eval()
 
 

@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
 import visionssm  # noqa: F401
 from visionssm.models.shufflemamba import ShuffleMamba
 
-from . import Case, Deviation, compare_operator, fill_state_dict, reference_input, registered_names, tolerances
+from . import Case, Deviation, compare_operator, create, fill_state_dict, reference_input, tolerances
 
 RECORDS = ("shufflemamba_*",)
 
@@ -31,7 +30,7 @@ def model_args(config: dict) -> dict:
 
 def build(case: Case) -> ShuffleMamba:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     return ShuffleMamba(**model_args(case.config)).eval()
 
 

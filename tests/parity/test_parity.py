@@ -1,10 +1,8 @@
 """Every recorded case of every family, at the tolerances of tolerances.py."""
 
-import json
-
 import pytest
 
-from . import DATA, cases, compare, families, operators
+from . import DATA, cases, compare, compare_recorded_operator, families, operators, unclaimed, use_records
 
 
 def _is_slow(case) -> bool:
@@ -37,8 +35,7 @@ def test_differs_from_a_defect_of_the_original(case):
 
 @pytest.mark.parametrize("name", operators())
 def test_operator_matches_the_original(name):
-    record = json.loads((DATA / "ops" / f"{name}.json").read_text())
-    deviations = list(families()[operators()[name]].OPERATORS[name](record))
+    deviations = list(compare_recorded_operator(name))
     assert deviations
     assert not [d for d in deviations if not d.ok]
 
@@ -48,6 +45,22 @@ _TABLES_ONLY = {"efficientvmamba-es2d_order"}
 
 
 def test_every_record_is_claimed():
-    recorded = {p.stem for p in (DATA / "goldens").glob("*.json")}
-    assert recorded == set(cases())
-    assert {p.stem for p in (DATA / "ops").glob("*.json")} - _TABLES_ONLY == set(operators())
+    assert set(unclaimed()) <= _TABLES_ONLY
+
+
+def test_records_of_another_folder(tmp_path):
+    (tmp_path / "goldens").mkdir()
+    (tmp_path / "ops").mkdir()
+    for part, name, other in (
+        ("goldens", "vim_custom_a", "vim_custom_zz"),
+        ("ops", "plainmamba-mixer-4x6", "other-thing"),
+    ):
+        (tmp_path / part / f"{other}.json").write_text((DATA / part / f"{name}.json").read_text())
+    try:
+        use_records(tmp_path)
+        assert set(cases()) == {"vim_custom_zz"} and not operators() and unclaimed() == ["other-thing"]
+        assert all(d.ok for d in compare(cases()["vim_custom_zz"]))
+        with pytest.raises(FileNotFoundError, match="no goldens/"):
+            use_records(tmp_path / "goldens")
+    finally:
+        use_records(DATA)

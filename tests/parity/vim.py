@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +12,7 @@ from visionssm.models._builder import VisionModel
 from visionssm.models.vim import Vim
 from visionssm.ops import causal_conv1d
 
-from . import Case, Deviation, compare_operator, fill, fill_state_dict, reference_input, registered_names
+from . import Case, Deviation, compare_operator, create, fill, fill_state_dict, reference_input
 
 RECORDS = ("vim_*",)
 FAST = ("vim_tiny",)
@@ -38,7 +37,7 @@ def model_args(config: dict) -> dict:
 
 def build(case: Case) -> Vim:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     return Vim(**model_args(case.config)).eval()
 
 

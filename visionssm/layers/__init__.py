@@ -2,7 +2,7 @@
 
 from .block import ResidualBlock
 from .downsample import ConvDownsample, PatchMerging
-from .linear import linear_without_bias, split_linear
+from .linear import is_plain_linear, split_linear
 from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
@@ -33,7 +33,7 @@ __all__ = [
     "init_dt_weight_",
     "init_projection_",
     "insert_tokens",
-    "linear_without_bias",
+    "is_plain_linear",
     "remove_tokens",
     "resample_pos_embed",
     "split_linear",

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .map_conv import MapConv2d
+
 
 class ConvDownsample(nn.Module):
     """3 x 3 convolution of stride 2, then a norm; odd sizes round up.
@@ -26,12 +28,12 @@ class ConvDownsample(nn.Module):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, bias=bias, **dd)
+        self.conv = MapConv2d(dim, dim_out, 3, stride=2, padding=1, bias=bias, **dd)
         self.norm = norm_layer(dim_out, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, h, w, dim) to (b, ceil(h / 2), ceil(w / 2), dim_out)."""
-        return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(x))
 
 
 class PatchMerging(nn.Module):

@@ -1,4 +1,4 @@
-"""Parts of what a linear layer computes, for less than the whole costs, unless something is attached to the layer."""
+"""Reading a linear layer's weights without calling it, where nothing is attached that would miss the call."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ def split_linear(linear: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     A plain `nn.Linear` to which nothing is attached is read as two products, whose contiguous results no convolution
     has to copy; anything else (hooks, adapters, parametrisations, quantised layers) is called.
     """
-    if not _is_plain(linear):
+    if not is_plain_linear(linear):
         first, second = linear(x).chunk(2, dim=-1)
         return first, second
     weights = linear.weight.chunk(2)
@@ -21,13 +21,8 @@ def split_linear(linear: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return F.linear(x, weights[0], biases[0]), F.linear(x, weights[1], biases[1])
 
 
-@register_notrace_function
-def linear_without_bias(linear: nn.Module, x: Tensor) -> Tensor:
-    """linear(x) less its bias; a layer that something is attached to is called, as in `split_linear`."""
-    return F.linear(x, linear.weight) if _is_plain(linear) else linear(x) - linear.bias
-
-
-def _is_plain(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a layer is torch's own Linear with nothing attached, so that its weights may be read without a call."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     attached = any(getattr(module, name) for name in hooks) or "forward" in module.__dict__
     return type(module) is nn.Linear and not attached

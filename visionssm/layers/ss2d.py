@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..scans import num_routes, scan_table
 from .linear import split_linear
+from .map_conv import MapConv2d
 from .ssm import SelectiveSSM
 
 
@@ -44,7 +45,7 @@ class SS2D(nn.Module):
         self.scan = scan
         self.gated = gated
         self.in_proj = nn.Linear(dim, 2 * dim_inner if gated else dim_inner, bias=False, **dd)
-        self.conv = nn.Conv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
+        self.conv = MapConv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
         self.act = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, num_routes(scan), d_state, dt_rank, **dd)
         self.out_norm = norm_layer(dim_inner, **dd)
@@ -56,7 +57,7 @@ class SS2D(nn.Module):
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""
         height, width = x.shape[1], x.shape[2]
         x, z = split_linear(self.in_proj, x) if self.gated else (self.in_proj(x), None)
-        x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = self.act(self.conv(x))
         order = scan_table(self.scan, height, width, x.device)
         if self.route_gate is None:
             x = self.ssm(x.flatten(1, 2), order)

@@ -19,13 +19,14 @@ from timm.layers import ConvNormAct, get_norm_layer, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .._timm_compat import register_notrace_function
 from ..checkpoints import Layout
 from ..layers import (
     StreamBlock,
     init_a_log_,
     init_dt_bias_,
     init_dt_weight_,
-    linear_without_bias,
+    is_plain_linear,
     split_linear,
     state_dtype,
 )
@@ -70,6 +71,12 @@ class ConvPatchEmbed(nn.Module):
         size = self.patch_size // 2
         x = F.pad(x, (0, -x.shape[3] % size, 0, -x.shape[2] % size))
         return self.proj(x).permute(0, 2, 3, 1)
+
+
+@register_notrace_function  # fx cannot follow a decision on a module
+def _without_bias(linear: nn.Module, x: Tensor) -> Tensor:
+    """linear(x) less its bias; a layer that something is attached to is called."""
+    return F.linear(x, linear.weight) if is_plain_linear(linear) else linear(x) - linear.bias
 
 
 class DirectionalMixer(nn.Module):
@@ -139,7 +146,7 @@ class DirectionalMixer(nn.Module):
             codes = codes.gather(1, steps.long())
         delta, b, c = self.x_proj(u).split(self.splits, dim=-1)
         # all routes share the step size, so it is expanded once; its bias is added inside the scan
-        delta = linear_without_bias(self.dt_proj, delta)
+        delta = _without_bias(self.dt_proj, delta)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
             u,
