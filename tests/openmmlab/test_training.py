@@ -1,6 +1,7 @@
 """Two iterations of Mask R-CNN and of UPerNet with every family, on scenes of digits."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
+from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
@@ -318,6 +320,20 @@ def checkpoint(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     run(segmenter("test_vmamba", scenes, folder), validate=False).save_checkpoint(str(folder), "iter_2.pth")
     return folder / "iter_2.pth"
+
+
+class Hostile:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+def test_what_a_training_saves_is_read_without_unpickling(checkpoint, tmp_path):
+    saved = torch.load(checkpoint, weights_only=True)
+    losses = saved["message_hub"]["log_scalars"]["train/loss"]
+    assert len(losses.data[0]) == 2 and losses.mean() > 0
+    torch.save({"state": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(pickle.UnpicklingError, match="no HistoryBuffer.__init__"):
+        torch.load(tmp_path / "hostile.pth", weights_only=True)
 
 
 def test_finetuning_begins_with_what_fits(checkpoint, scenes, tmp_path):

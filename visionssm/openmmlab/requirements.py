@@ -1,7 +1,6 @@
 """Is what a config of mmdet or mmseg needs installed, and whole? Said before it is imported."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .errors import ConfigError
@@ -27,24 +26,8 @@ def check_installed(scope: str | None) -> None:
                 "here make openmmlab"
             )
     if packages:
-        _check_engine()
         _check_opencv()
         import_module("mmcv._ext")  # says what is wrong with it
-
-
-def _check_engine() -> None:
-    """mmcv-lite asks for the original mmengine, which shares its folder with the fork that is wanted."""
-    import mmengine
-
-    try:
-        wanted = version("onedl-mmengine")
-    except PackageNotFoundError:
-        return
-    if mmengine.__version__ != wanted:
-        raise ConfigError(
-            f"mmengine {mmengine.__version__} lies over onedl-mmengine {wanted}, which has the same folder: "
-            "pip install --no-deps --force-reinstall onedl-mmengine"
-        )
 
 
 def _check_opencv() -> None:
