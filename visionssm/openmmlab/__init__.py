@@ -18,7 +18,6 @@ from .data import ClassCheckHook, check_classes
 from .errors import ConfigError
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_groups
 from .operators import provide
-from .resuming import allow_histories
 from .simple_fpn import SimpleFPN
 
 __all__ = [
@@ -36,4 +35,3 @@ __all__ = [
 
 provide()
 register_counters()
-allow_histories()

@@ -5,6 +5,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .data import check_data, move_data
 from .errors import ConfigError
 from .layer_decay import describe_groups
 from .requirements import check_installed
+from .resuming import histories_allowed
 from .weights import load_matching, load_strictly
 
 
@@ -126,6 +128,7 @@ def _choose_start(cfg: Config, resume: str | None) -> Hook | None:
         if not os.path.isfile(checkpoint):
             raise ConfigError(f"no checkpoint at {checkpoint!r} to resume from")
         cfg.resume, cfg.load_from = True, checkpoint
+        cfg.model.backbone.pretrained = False  # the file has the backbone
         return None
     if cfg.get("resume") or not cfg.get("load_from"):
         return None
@@ -165,7 +168,12 @@ def train(argv: list[str] | None = None) -> int:
         help="print the optimizer's groups (layers, learning rates, weight decay) and stop",
     )
     args = parser.parse_args(argv)
-    return _run(lambda: _prepare_training(args), lambda runner: runner.train())
+    return _run(lambda: _prepare_training(args), _train)
+
+
+def _train(runner: Runner) -> None:
+    with histories_allowed() if runner.cfg.get("resume") else nullcontext():
+        runner.train()
 
 
 def _prepare_training(args: argparse.Namespace) -> Runner | None:

@@ -21,12 +21,12 @@ def _get_statistic(owner: type, name: str):
     return getattr(owner, name)
 
 
-def allow_histories() -> None:
-    """Let `torch.load(weights_only=True)` read histories, of numbers and arrays of numbers."""
+def histories_allowed() -> torch.serialization.safe_globals:
+    """Within it, `torch.load(weights_only=True)` reads histories, of numbers and arrays of numbers."""
     arrays = [
         (getattr(multiarray, kind), f"{module}.{kind}") for module in _MULTIARRAY for kind in ("_reconstruct", "scalar")
     ]
     numbers = [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]
-    torch.serialization.add_safe_globals(
+    return torch.serialization.safe_globals(
         [HistoryBuffer, (_get_statistic, "builtins.getattr"), np.ndarray, np.dtype, *arrays, *numbers]
     )
