@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from visionssm.ops import spanning_tree, tree_scan
+from visionssm.ops.tree_scan.doubling import spanning_tree_doubling, tree_scan_doubling
 from visionssm.ops.tree_scan.reference import spanning_tree_reference
 
 
@@ -49,14 +50,23 @@ sizes = dict(seed=st.integers(0, 2**20), b=st.integers(1, 3), height=st.integers
 @given(**sizes, levels=st.sampled_from([None, 1, 2, 5]))
 def test_tree_is_kruskals_also_among_equal_weights(seed, b, height, width, levels):
     down, right = make_tree(seed, b, height, width, levels)
-    assert torch.equal(spanning_tree(down, right), spanning_tree_reference(down, right))
+    expected = spanning_tree_reference(down, right)
+    assert torch.equal(spanning_tree(down, right), expected)
+    assert torch.equal(spanning_tree_doubling(down, right), expected)
+
+
+def test_large_trees_agree():
+    down, right = make_tree(0, 2, 31, 40)
+    assert torch.equal(spanning_tree(down, right), spanning_tree_doubling(down, right))
 
 
 @settings(max_examples=60, deadline=None)
 @given(**sizes, d=st.sampled_from([1, 2, 5]))
 def test_portable_equals_reference_in_float64(**case):
     inputs = make_inputs(**case)
-    assert_close(run(*inputs, "portable"), run(*inputs, "reference"), 1e-11)
+    expected = run(*inputs, "reference")
+    assert_close(run(*inputs, "portable"), expected, 1e-11)
+    assert_close([tree_scan_doubling(*inputs)], expected[:1], 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

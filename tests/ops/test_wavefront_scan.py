@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from visionssm.ops import wavefront_scan
 from visionssm.ops.wavefront_scan.contract import Wavefront
+from visionssm.ops.wavefront_scan.unrolled import wavefront_scan_unrolled
 
 
 def make_inputs(seed=0, b=2, H=3, W=4, d=3, N=2, with_D=True, dtype=torch.float64) -> Wavefront:
@@ -58,6 +59,13 @@ cases = dict(
 def test_portable_equals_reference_in_float64(**case):
     scan = make_inputs(**case)
     assert_close(run(scan, "portable"), run(scan, "reference"), 1e-11)
+
+
+@settings(max_examples=30, deadline=None)
+@given(**cases)
+def test_exporters_program_equals_reference(**case):
+    scan = make_inputs(**case)
+    torch.testing.assert_close(wavefront_scan_unrolled(scan), wavefront_scan(*scan, backend="reference"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -131,6 +139,15 @@ def test_compile_export_and_fx():
         torch.autograd.grad(compiled.square().sum(), leaves),
         torch.autograd.grad(Scan()(*leaves).square().sum(), leaves),
     )
+
+
+def test_a_program_traced_without_gradients_trains():
+    inputs = tuple(make_inputs(6, dtype=torch.float32))
+    with torch.no_grad():
+        program = torch.export.export(Scan(), inputs).module()
+    leaves = [t.requires_grad_() for t in inputs]
+    actual = torch.autograd.grad(program(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(actual, torch.autograd.grad(wavefront_scan(*leaves).square().sum(), leaves))
 
 
 def test_flops():

@@ -6,6 +6,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
 from . import portable
+from .doubling import tree_scan_doubling
 from .reference import tree_scan_reference
 
 _BACKENDS = ("portable", "reference")
@@ -91,6 +92,12 @@ def _autograd(ctx, grad: Tensor):
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.visionssm.tree_scan.default)
+def _decompose(x: Tensor, decay: Tensor, parent: Tensor) -> Tensor:
+    """What the ONNX exporter puts in the place of the operator."""
+    return tree_scan_doubling(x, decay, parent)
 
 
 def tree_scan_flops(b: int, L: int, d: int) -> int:

@@ -7,12 +7,14 @@ from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .doubling import spanning_tree_doubling
+
 
 def spanning_tree(down: Tensor, right: Tensor) -> Tensor:
     """The minimum spanning tree of each image's grid of pixels, rooted at the top left pixel.
 
     Of equal weights the edge listed first wins: edges to the pixel below before those to the pixel on the right, row by
-    row. The search runs on the CPU (SciPy); the choice of a tree has no gradient.
+    row. The choice of a tree has no gradient.
 
     Args:
         down: Weight of the edge from each pixel to the one below, (b, H - 1, W); any floating dtype.
@@ -45,6 +47,8 @@ def spanning_tree(down: Tensor, right: Tensor) -> Tensor:
 
 @torch.library.custom_op("visionssm::spanning_tree", mutates_args=())
 def _spanning_tree(down: Tensor, right: Tensor) -> Tensor:
+    if down.device.type != "cpu":
+        return spanning_tree_doubling(down, right)
     b, height, width = right.shape[0], right.shape[1], down.shape[2]
     L = height * width
     # SciPy's order among equal weights is its own, so it is given ranks
@@ -71,3 +75,9 @@ def _spanning_tree(down: Tensor, right: Tensor) -> Tensor:
 @_spanning_tree.register_fake
 def _spanning_tree_fake(down: Tensor, right: Tensor) -> Tensor:
     return down.new_empty((right.shape[0], right.shape[1] * down.shape[2]), dtype=torch.int64)
+
+
+@torch._decomp.register_decomposition(torch.ops.visionssm.spanning_tree.default)
+def _decompose(down: Tensor, right: Tensor) -> Tensor:
+    """What the ONNX exporter puts in the place of the operator."""
+    return spanning_tree_doubling(down, right)

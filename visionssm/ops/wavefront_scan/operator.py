@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import portable
 from .contract import Wavefront, check
 from .reference import wavefront_scan_reference
+from .unrolled import wavefront_scan_unrolled
 
 _BACKENDS = ("portable", "reference")
 
@@ -99,6 +100,8 @@ def _backward(
     D: Tensor | None,
 ) -> list[Tensor]:
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
+    if not states.numel():  # the program was traced without a backward in view
+        states = portable.forward(scan, True)[1]
     return [g for g in portable.backward(grad, states, scan) if g is not None]
 
 
@@ -128,6 +131,13 @@ def _autograd(ctx, grad, _):
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.visionssm.wavefront_scan.default)
+def _decompose(*args):
+    """What the ONNX exporter puts in the place of the operator."""
+    scan = Wavefront(*args[:9])
+    return wavefront_scan_unrolled(scan), scan.x.new_empty(0)
 
 
 def wavefront_scan_flops(b: int, H: int, W: int, d: int, N: int) -> int:

@@ -55,7 +55,7 @@ class _Inputs(NamedTuple):
 def forward(scan: Wavefront, save: bool) -> tuple[Tensor, Tensor | None]:
     """The output, and if `save` the states before each segment for `backward`."""
     b, height, width, d = scan.x.shape
-    inputs = _read(scan)
+    inputs = read(scan)
     y = torch.empty_like(inputs.x)
     before, after = inputs.x.new_zeros(2, b, height + 1, scan.states, d)
     saved = []
@@ -81,7 +81,7 @@ def states_shape(scan: Wavefront) -> tuple[int, ...]:
 def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | None, ...]:
     """Gradients of all tensors of `scan`, None where absent."""
     b, height, width, d = scan.x.shape
-    inputs = _read(scan)
+    inputs = read(scan)
     dy = grad.to(scan.compute_dtype).reshape(inputs.x.shape)
     dx, ddelta, dA, dB, dC = (torch.zeros_like(t) for t in inputs[:5])
     segments = _segments(height, width)
@@ -122,27 +122,34 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
     return *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, scan, strict=False)), dD
 
 
-def _segments(height: int, width: int) -> list[list[_Diagonal]]:
-    count = height + width - 1
+def diagonals(height: int, width: int) -> list[_Diagonal]:
+    """The anti-diagonals of a map, from the top left."""
     step = max(1, width - 1)  # from a cell to the one below on its left
-    diagonals = []
-    for t in range(count):
+    out = []
+    for t in range(height + width - 1):
         first, last = max(0, t - width + 1), min(height, t + 1)
         start = first * width + t - first
-        diagonals.append(_Diagonal(first, last, slice(start, start + (last - first - 1) * step + 1, step)))
-    length = isqrt(count - 1) + 1  # about as many states kept as recomputed at a time
-    return [diagonals[k : k + length] for k in range(0, count, length)]
+        out.append(_Diagonal(first, last, slice(start, start + (last - first - 1) * step + 1, step)))
+    return out
 
 
-def _read(scan: Wavefront) -> _Inputs:
+def _segments(height: int, width: int) -> list[list[_Diagonal]]:
+    parts = diagonals(height, width)
+    length = isqrt(len(parts) - 1) + 1  # about as many states kept as recomputed at a time
+    return [parts[k : k + length] for k in range(0, len(parts), length)]
+
+
+def read(scan: Wavefront) -> _Inputs:
+    """What the steps read."""
     x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, _ = (
         None if t is None else t.to(scan.compute_dtype) for t in scan
     )
     height, width = x.shape[1:3]
-    shares = x.new_full((height, width, 2), 0.5)
-    shares[:, 0] = x.new_tensor([1, 0])
-    shares[0] = x.new_tensor([0, 1])  # the corner too: it has the left direction's input
-    shares = shares.flatten(0, 1)
+    i, j = (torch.arange(size, device=x.device) for size in (height, width))
+    inner = torch.where((i[:, None] > 0) & (j > 0), 0.5, 1.0)
+    # the corner too has the left direction's input
+    shares = torch.stack([inner * (i[:, None] > 0), inner * ((j > 0) | (i[:, None] == 0))], -1)
+    shares = shares.flatten(0, 1).to(x.dtype)
     x, C = x.flatten(1, 2), C.flatten(1, 2)
     delta = torch.stack([delta_top, delta_left], 3).flatten(1, 2)
     B = torch.stack([B_top, B_left], 3).flatten(1, 2) * shares.unsqueeze(-1)
