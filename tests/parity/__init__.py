@@ -2,13 +2,13 @@
 
 A family adds one module to this package with
 
-- `RECORDS`: patterns of the recorded cases (tests/data/goldens) it answers for;
+- `RECORDS`: patterns of the recorded models (tests/data/goldens) it answers for, without those of `OPERATORS`;
 - `build(case)`: our model for a case, in evaluation mode, weights not filled;
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
 - `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, laid out as
   recorded;
-- `OPERATORS` (optional): a dict from the name of a file in tests/data/ops, or a pattern of names, to a function that
-  takes its content and yields deviations;
+- `OPERATORS` (optional): a dict from the name of a file in tests/data/ops or goldens, or a pattern of names, to a
+  function that takes its content and yields deviations: parts of models, and methods applied to them;
 - `FAST` (optional): full-size cases that the fast tier runs;
 - `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
 
@@ -152,7 +152,8 @@ def create(case: Case) -> nn.Module:
 
 def operator_record(name: str) -> dict:
     """What was recorded of an operator."""
-    return json.loads((_records / "ops" / f"{name}.json").read_text())
+    path = next(path for part in ("ops", "goldens") if (path := _records / part / f"{name}.json").is_file())
+    return json.loads(path.read_text())
 
 
 def unclaimed() -> list[str]:
@@ -178,7 +179,9 @@ def cases() -> dict[str, Case]:
     found = {}
     for path in sorted((_records / "goldens").glob("*.json")):
         for family, module in families().items():
-            if any(fnmatch.fnmatch(path.stem, pattern) for pattern in module.RECORDS):
+            if path.stem in operators():
+                continue
+            if any(fnmatch.fnmatch(path.stem, pattern) for pattern in getattr(module, "RECORDS", ())):
                 found[path.stem] = Case(path.stem, family, json.loads(path.read_text()))
     return found
 
@@ -187,7 +190,7 @@ def cases() -> dict[str, Case]:
 def operators() -> dict[str, str]:
     """Every recorded operator that a family answers for -> the family."""
     found = {}
-    for path in sorted((_records / "ops").glob("*.json")):
+    for path in sorted([*_records.glob("ops/*.json"), *_records.glob("goldens/*.json")]):
         for family, module in families().items():
             if _comparison(module, path.stem) is not None:
                 found[path.stem] = family
