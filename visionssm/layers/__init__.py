@@ -1,7 +1,7 @@
 """Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
 
 from .block import ResidualBlock
-from .downsample import ConvDownsample, PatchMerging
+from .downsample import BottleneckDownsample, ConvDownsample, PatchMerging
 from .linear import is_plain_linear, split_linear
 from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
@@ -11,12 +11,13 @@ from .residual_stream import StreamBlock
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
-from .stem import ConvStem, PatchStem
+from .stem import ConvStem, PatchStem, ResidualConvStem
 from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_tokens
 
 __all__ = [
     "SS2D",
     "BidirectionalMixer",
+    "BottleneckDownsample",
     "ConvDownsample",
     "ConvStem",
     "MambaMixer",
@@ -25,6 +26,7 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "ResidualBlock",
+    "ResidualConvStem",
     "SelectiveSSM",
     "Stage",
     "StreamBlock",

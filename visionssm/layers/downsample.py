@@ -1,7 +1,7 @@
-"""Halving a map (b, h, w, c): by convolution, or by merging 2 x 2 patches."""
+"""Halving a map (b, h, w, c): by convolutions, or by merging 2 x 2 patches."""
 
 import torch.nn.functional as F
-from timm.layers import LayerNorm
+from timm.layers import ConvNormAct, LayerNorm
 from torch import Tensor, nn
 
 from .map_conv import MapConv2d
@@ -59,3 +59,26 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+
+
+class BottleneckDownsample(nn.Module):
+    """Expand, halve the map by a depthwise convolution, project; a batch norm at the end only.
+
+    Args:
+        dim: Channels in.
+        dim_out: Channels out; four times as many between.
+    """
+
+    def __init__(self, dim: int, dim_out: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        wide = 4 * dim_out
+        self.expand = nn.Conv2d(dim, wide, 1, **dd)
+        self.conv = nn.Conv2d(wide, wide, 3, stride=2, padding=1, groups=wide, **dd)
+        self.act = nn.ReLU()
+        self.project = ConvNormAct(wide, dim_out, 1, bias=True, apply_act=False, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, h, w, dim) to (b, ceil(h / 2), ceil(w / 2), dim_out)."""
+        x = self.act(self.expand(x.permute(0, 3, 1, 2)))
+        return self.project(self.act(self.conv(x))).permute(0, 2, 3, 1)

@@ -27,6 +27,7 @@ class SelectiveSSM(nn.Module):
         d_state: States N per channel.
         dt_rank: Rank R of the step size's projection.
         shared_input: All routes read the same tokens; else the input has a route axis.
+        dt_bias_scale: How often the bias of the step size counts; 2 where the original adds it twice.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class SelectiveSSM(nn.Module):
         d_state: int,
         dt_rank: int,
         shared_input: bool = True,
+        dt_bias_scale: int = 1,
         device=None,
         dtype=None,
     ):
@@ -43,6 +45,7 @@ class SelectiveSSM(nn.Module):
         super().__init__()
         self.routes = routes
         self.shared_input = shared_input
+        self.dt_bias_scale = dt_bias_scale
         self.splits = (dt_rank, d_state, d_state)
         self.x_proj_weight = nn.Parameter(torch.empty(routes, sum(self.splits), dim, **dd))
         self.dt_weight = nn.Parameter(torch.empty(routes, dim, dt_rank, **dd))
@@ -85,6 +88,7 @@ class SelectiveSSM(nn.Module):
         else:
             projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
         delta, b, c = projected.split(self.splits, dim=-1)
+        dt_bias = state_dtype(self.dt_bias)
         index = "step" if by_step else "token"
         return selective_scan(
             u,
@@ -93,7 +97,7 @@ class SelectiveSSM(nn.Module):
             b,
             c,
             state_dtype(self.D),
-            state_dtype(self.dt_bias),
+            dt_bias if self.dt_bias_scale == 1 else self.dt_bias_scale * dt_bias,
             dt_weight=self.dt_weight,
             order=order,
             num_tokens=num_tokens,

@@ -1,7 +1,11 @@
 """From an image (b, c, h, w) to a map (b, h / 4, w / 4, dim) with contiguous channels."""
 
-from timm.layers import LayerNorm
+from functools import partial
+
+from timm.layers import ConvNormAct, LayerNorm
 from torch import Tensor, nn
+
+_ConvBN = partial(ConvNormAct, act_layer=nn.ReLU)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -69,3 +73,31 @@ class ConvStem(nn.Module):
         """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
         x = self.act(self.norm1(self.conv1(_channels_last(x)).permute(0, 2, 3, 1)))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class ResidualConvStem(nn.Module):
+    """A convolution of stride 2, a residual pair, an inverted bottleneck of stride 2, with batch norms and ReLUs.
+
+    Odd sizes round up.
+
+    Args:
+        in_chans: Channels of the image.
+        dim: Channels out.
+    """
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        half = dim // 2
+        self.conv1 = _ConvBN(in_chans, half, 3, stride=2, padding=1, **dd)
+        self.conv2 = nn.Sequential(
+            _ConvBN(half, half, 3, padding=1, **dd), _ConvBN(half, half, 3, padding=1, apply_act=False, **dd)
+        )
+        self.conv3 = nn.Sequential(
+            _ConvBN(half, 4 * dim, 3, stride=2, padding=1, **dd), _ConvBN(4 * dim, dim, 1, apply_act=False, **dd)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
+        x = self.conv1(_channels_last(x))
+        return self.conv3(x + self.conv2(x)).permute(0, 2, 3, 1)

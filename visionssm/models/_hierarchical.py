@@ -26,6 +26,7 @@ class HierarchicalModel(VisionModel):
         downsample: downsample(dim, dim_out, kit) makes what begins every further stage; its `stride` is 2 if it has
             none.
         block: block(place, kit) makes a block.
+        stage: stage(index, downsample, blocks, norm) makes a stage of its parts; `Stage` if None.
         stage_norm: End every stage but the last with a norm, or with "all" the last one too.
         norm: norm(dim) makes the norm before the head; `norm_layer` if None.
         head: head(dim, num_classes, global_pool, drop_rate, kit) makes the head; timm's ClassifierHead if None.
@@ -54,6 +55,7 @@ class HierarchicalModel(VisionModel):
         stem: Callable[[int, int, Kit], nn.Module],
         downsample: Callable[[int, int, Kit], nn.Module],
         block: Callable[[Place, Kit], nn.Module],
+        stage: Callable[[int, nn.Module, list[nn.Module], nn.Module | None], Stage] | None = None,
         stage_norm: bool | str = False,
         norm: Callable[..., nn.Module] | None = None,
         head: Callable[[int, int, str, float, Kit], nn.Module] | None = None,
@@ -96,7 +98,8 @@ class HierarchicalModel(VisionModel):
             first = sum(depths[:i])
             blocks = [block(Place(i, first + j, dim, rates[i][j]), kit) for j in range(depth)]
             normed = stage_norm == "all" or (stage_norm and i < len(dims) - 1)
-            stages.append(Stage(down, blocks, kit.norm_layer(dim, **kit.dd) if normed else None))
+            parts = (down, blocks, kit.norm_layer(dim, **kit.dd) if normed else None)
+            stages.append(stage(i, *parts) if stage else Stage(*parts))
             self.feature_info.append(dict(num_chs=dim, reduction=reduction, module=f"stages.{i}"))
         self.stages = nn.Sequential(*stages)
         self.norm = (norm or kit.norm_layer)(self.num_features, **kit.dd)

@@ -272,6 +272,10 @@ class PlainModel(VisionModel):
         back = order.argsort()
         return (out[0][:, back], out[1][:, back]) if with_hidden else out[:, back]
 
+    def grid_after(self, index: int, grid: Grid) -> Grid:
+        """The grid of the tokens that a block leaves, for a class some of whose blocks merge tokens."""
+        return grid
+
     def finish(self, x: Tensor) -> Tensor:
         """The final norm, in the model's dtype."""
         return self.norm(x.to(self.pos_embed.dtype))
@@ -316,6 +320,7 @@ class PlainModel(VisionModel):
         x, grid = self.embed(x)
         for i in range(max_index + 1 if stop_early else len(self.blocks)):
             x, hidden = self.run_block(i, x, grid, with_hidden=True)
+            grid = self.grid_after(i, grid)
             if i not in take_indices:
                 continue
             y = x if self.feature_stream else hidden
@@ -348,6 +353,7 @@ class PlainModel(VisionModel):
         x, grid = self.embed(x)
         for i in range(len(self.blocks)):
             x = self.run_block(i, x, grid)
+            grid = self.grid_after(i, grid)
         return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:

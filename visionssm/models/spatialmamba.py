@@ -10,17 +10,24 @@ stem to head; any input size works.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, Mlp
+from timm.layers import Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import MapConv2d, ResidualBlock, SelectiveSSM, split_linear, state_dtype
+from ..layers import (
+    BottleneckDownsample,
+    MapConv2d,
+    ResidualBlock,
+    ResidualConvStem,
+    SelectiveSSM,
+    split_linear,
+    state_dtype,
+)
 from ..ops import selective_scan
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
@@ -28,57 +35,7 @@ from ._hierarchical import HierarchicalModel
 
 __all__ = ["SpatialMamba"]
 
-_ConvBN = partial(ConvNormAct, act_layer=nn.ReLU)
 _DILATIONS = (1, 3, 5)
-
-
-class SpatialMambaStem(nn.Module):
-    """A convolution of stride 2, a residual pair, and an inverted bottleneck of stride 2; odd sizes round up.
-
-    Args:
-        in_chans: Channels of the image.
-        dim: Channels out.
-    """
-
-    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        half = dim // 2
-        self.conv1 = _ConvBN(in_chans, half, 3, stride=2, padding=1, **dd)
-        self.conv2 = nn.Sequential(
-            _ConvBN(half, half, 3, padding=1, **dd), _ConvBN(half, half, 3, padding=1, apply_act=False, **dd)
-        )
-        self.conv3 = nn.Sequential(
-            _ConvBN(half, 4 * dim, 3, stride=2, padding=1, **dd), _ConvBN(4 * dim, dim, 1, apply_act=False, **dd)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
-        return self.conv3(x + self.conv2(x)).permute(0, 2, 3, 1)
-
-
-class BottleneckDownsample(nn.Module):
-    """Expand, halve the map by a depthwise convolution, project; a batch norm at the end only.
-
-    Args:
-        dim: Channels in.
-        dim_out: Channels out; four times as many between.
-    """
-
-    def __init__(self, dim: int, dim_out: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        wide = 4 * dim_out
-        self.expand = nn.Conv2d(dim, wide, 1, **dd)
-        self.conv = nn.Conv2d(wide, wide, 3, stride=2, padding=1, groups=wide, **dd)
-        self.act = nn.ReLU()
-        self.project = _ConvBN(wide, dim_out, 1, bias=True, apply_act=False, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, h, w, dim) to (b, ceil(h / 2), ceil(w / 2), dim_out)."""
-        x = self.act(self.expand(x.permute(0, 3, 1, 2)))
-        return self.project(self.act(self.conv(x))).permute(0, 2, 3, 1)
 
 
 class StateFusion(nn.Module):
@@ -244,7 +201,7 @@ class SpatialMamba(HierarchicalModel):
         super().__init__(
             dims,
             depths,
-            stem=lambda in_chans, dim, kit: SpatialMambaStem(in_chans, dim, **kit.dd),
+            stem=lambda in_chans, dim, kit: ResidualConvStem(in_chans, dim, **kit.dd),
             downsample=lambda dim, dim_out, kit: BottleneckDownsample(dim, dim_out, **kit.dd),
             block=block,
             **shared,
