@@ -98,6 +98,7 @@ class PlainModel(VisionModel):
             unknown,
             weight_init,
             feature_stream=feature_stream,
+            shuffle_rate=shuffle_rate,
             proj_drop_rate=proj_drop_rate,
             act_layer=act_layer,
             norm_layer=norm_layer,

@@ -106,7 +106,7 @@ class MambaND(PlainModel):
     """
 
     undecayed = ("pos_embed", ".A_log")
-    unused = ("act_layer", "feature_stream")
+    unused = ("act_layer", "feature_stream", "shuffle_rate")
     linear_std = None
     layout = Layout(
         own=r"^blocks\.\d+\.mixer\.conv_weight$",
@@ -179,9 +179,9 @@ class MambaND(PlainModel):
         x, grid = super().embed(x)
         return self.pos_drop(x), grid
 
-    def grid_after(self, block: nn.Module, grid: Grid) -> Grid:
+    def grid_after(self, index: int, grid: Grid) -> Grid:
         """The grid of the tokens that a block leaves."""
-        if block.downsample is None:
+        if self.blocks[index].downsample is None:
             return grid
         return grid._replace(height=-(-grid.height // 2), width=-(-grid.width // 2))
 
