@@ -68,6 +68,8 @@ def test_recipes_of_a_family_differ_only_in_named_keys(path):
     [
         ("vmamba/vmamba_tiny_s1l8", 8, 1e-3, 300),
         ("groupmamba/groupmamba_small", 8, 1e-3, 300),
+        ("grootv/grootv_base", 8, 1e-3, 300),
+        ("mamba2d/mamba2d_nano", 8, 4e-3, 300),
         ("vim/vim_tiny", 8, 1e-3, 300),
         ("vim/vim_small", 8, 1e-3, 300),
         ("vim/vim_tiny_stride8", 8, 1e-5, 30),
