@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import visionssm
-from visionssm.scans import list_scans, register_scan, registry
+from visionssm.scans import list_scans, num_routes, register_scan, registry
 
 
 def takes_scan(name):
@@ -45,7 +45,8 @@ def test_new_order_trains_one_step(name, brick):
     torch.manual_seed(0)
     published = timm.create_model(name, num_classes=4)
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=4, scan=brick)
+    order = f"{brick}[0]" if num_routes(published.scan) == 1 else brick  # some families take one route only
+    model = timm.create_model(name, num_classes=4, scan=order)
     images = torch.randn(4, *model.pretrained_cfg["input_size"])
     labels = torch.arange(4)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
@@ -56,7 +57,7 @@ def test_new_order_trains_one_step(name, brick):
 
     before = loss()
     before.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     optimizer.step()
     assert loss() < before
     with torch.no_grad():

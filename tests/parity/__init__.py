@@ -30,6 +30,7 @@ from types import ModuleType
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import tolerances
@@ -45,12 +46,16 @@ __all__ = [
     "cases",
     "compare",
     "compare_operator",
+    "compare_part",
     "compare_recorded_operator",
     "compare_summary",
     "create",
+    "dense_outputs",
+    "dense_weights",
     "families",
     "fill",
     "fill_state_dict",
+    "is_dense",
     "keys_of",
     "operators",
     "reference_input",
@@ -298,6 +303,66 @@ def compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float = 
     differences = np.abs(sample(ours, len(recorded["sample"])) - np.array(recorded["sample"]))
     worst = max(differences.max(), abs(ours.mean() - recorded["mean"]), abs(ours.std() - recorded["std"]))
     return Deviation(what, float(worst), tolerance * max(1.0, recorded["std"]))
+
+
+def compare_part(
+    what: str,
+    record: dict,
+    module: nn.Module,
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    channels_first: bool = False,
+) -> Iterator[Deviation]:
+    """Compare a part of a model of maps with its recorded outputs and gradients.
+
+    Args:
+        what: Name of the part.
+        record: Its names and shapes ("keys"), input, output, gradients.
+        module: Ours, for maps (b, h, w, c).
+        convert: From the recorded names to those of `module`, differentiable.
+        channels_first: The recorded maps are (b, c, h, w).
+    """
+    source = fill_state_dict(record["keys"], leaves=record["grads"]["params"])
+    given, recorded = record["inputs"]["x"], record["outputs"]["y"]
+    x = torch.from_numpy(reference_input(given["shape"], given["seed"])).requires_grad_()
+    maps = (x.permute(0, 2, 3, 1) if channels_first else x,)
+    y = torch.func.functional_call(module.eval(), convert(source), maps, strict=True)
+    y = y.permute(0, 3, 1, 2) if channels_first else y
+    yield compare_operator(what, y, np.array(recorded["data"]).reshape(recorded["shape"]))
+    leaves = {k: v for k, v in source.items() if v.requires_grad}
+    loss = (y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum()
+    grads = torch.autograd.grad(loss, [x, *leaves.values()])
+    expected = np.array(record["grads"]["inputs"]["x"]["data"])
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(grads[0].numpy().reshape(-1) - expected).max())
+    yield Deviation(f"{what}, gradient of the input", difference, tolerances.GRADIENTS * largest)
+    norms = record["grads"]["params"]
+    floor = tolerances.GRADIENT_FLOOR * max(norms.values())
+    for name, grad in zip(leaves, grads[1:], strict=True):
+        allowed = max(tolerances.GRADIENTS * norms[name], floor)
+        yield Deviation(f"{what}, gradient norm of {name}", abs(float(grad.norm()) - norms[name]), allowed)
+
+
+def is_dense(case: Case) -> bool:
+    """Whether a case is of the original's backbone for dense prediction: a norm for each stage, no final one."""
+    return case.name.endswith("-backbone")
+
+
+def dense_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights of such a backbone without its norms, and with a final one that does nothing."""
+    out = {name: value for name, value in state_dict.items() if not name.startswith("outnorm")}
+    out["classifier.norm.weight"] = torch.ones(model.num_features)
+    out["classifier.norm.bias"] = torch.zeros(model.num_features)
+    return out
+
+
+def dense_outputs(stages: list[Tensor]) -> dict[str, Tensor]:
+    """What such a backbone makes of the outputs of the stages (b, c, h, w)."""
+    out = {}
+    for i, x in enumerate(stages):
+        shape = (x.shape[1],)
+        weight, bias = (torch.from_numpy(fill(f"outnorm{i}.{kind}", shape)) for kind in ("weight", "bias"))
+        out[f"out{i}"] = F.layer_norm(x.permute(0, 2, 3, 1), shape, weight, bias, 1e-5).permute(0, 3, 1, 2)
+    return out
 
 
 def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict) -> Iterator[Deviation]:

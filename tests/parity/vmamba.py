@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import visionssm  # noqa: F401
@@ -15,7 +14,17 @@ from visionssm.models.vmamba import VMamba
 from visionssm.ops import selective_scan
 from visionssm.scans import scan_table
 
-from . import Case, Deviation, compare_operator, fill, reference_input, registered_names
+from . import (
+    Case,
+    Deviation,
+    compare_operator,
+    dense_outputs,
+    dense_weights,
+    fill,
+    is_dense,
+    reference_input,
+    registered_names,
+)
 
 RECORDS = ("vmamba_*", "vanilla_vmamba_*")
 FAST = ("vmamba_tiny_s1l8",)
@@ -45,34 +54,23 @@ def build(case: Case) -> VMamba:
     if case.full_size:
         return timm.create_model(registered_names()[case.variant]).eval()
     args = model_args(case.config)
-    return VMamba(**dict(args, num_classes=0) if _dense(case) else args).eval()
+    return VMamba(**dict(args, num_classes=0) if is_dense(case) else args).eval()
 
 
 def convert(state_dict: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
-    if any(k.startswith("outnorm") for k in state_dict):  # a dense backbone: norms of its own, no final one
-        state_dict = {k: v for k, v in state_dict.items() if not k.startswith("outnorm")}
-        state_dict["classifier.norm.weight"] = torch.ones(model.num_features)
-        state_dict["classifier.norm.bias"] = torch.zeros(model.num_features)
+    if any(k.startswith("outnorm") for k in state_dict):
+        state_dict = dense_weights(state_dict, model)
     return VisionModel.checkpoint_filter_fn(state_dict, model)
 
 
 def outputs(model: VMamba, x: Tensor, case: Case) -> dict[str, Tensor]:
     final, stages = model.forward_intermediates(x)
-    if _dense(case):
-        return {f"out{i}": _outnorm(i, stage) for i, stage in enumerate(stages)}
+    if is_dense(case):
+        return dense_outputs(stages)
     out = {f"stage{i}": stage for i, stage in enumerate(stages)}
     out["patch_embed"] = model.stem(x).permute(0, 3, 1, 2)
     out["logits"] = model.forward_head(final)
     return out
-
-
-def _dense(case: Case) -> bool:
-    return case.name.endswith("-backbone")
-
-
-def _outnorm(i: int, x: Tensor) -> Tensor:
-    weight, bias = (torch.from_numpy(fill(f"outnorm{i}.{kind}", (x.shape[1],))) for kind in ("weight", "bias"))
-    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), weight, bias, 1e-5).permute(0, 3, 1, 2)
 
 
 def _fill(keys) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class MobileMambaStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, dim, ceil(h / 16), ceil(w / 16))."""
         # the image is small: copying it saves copies of every map that follows
-        return self.convs(x.contiguous(memory_format=torch.channels_last))
+        return self.convs(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 
 class ConvMlp(nn.Module):
