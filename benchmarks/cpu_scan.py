@@ -1,11 +1,13 @@
-"""Time and memory of the portable scan on a CPU, as ratios within one run.
+"""Time and memory of the scan on a CPU, native and portable, as ratios within one run.
 
-    python benchmarks/cpu_scan.py [--threads 1 2] [--repeats 5] [--output benchmarks/results/cpu_scan.md]
+    python benchmarks/cpu_scan.py [--threads 1 2] [--batch 1] [--repeats 5] [--instruction-set avx2]
+                                  [--output benchmarks/results/cpu_scan.md]
 
-Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels), the scan written as a loop over steps
-(all routes and channels at once), and autograd through that loop. Medians; the variants take turns, so that a
-disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over a call in
-a fresh process, in tensors of steps x routes x channels x states.
+Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels); the scan written as a loop over steps
+(all routes and channels at once), which is what transformers' Mamba does without its kernels; autograd through that
+loop; and, if it is installed (`pip install mambapy`), the parallel scan of mamba.py. Medians; the variants take turns,
+so that a disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over
+a call in a fresh process, in tensors of steps x routes x channels x states.
 """
 
 import argparse
@@ -22,7 +24,14 @@ import torch.nn.functional as F
 from scan_shapes import CPU_SHAPES, make_inputs
 from timing import seconds_in_turn
 
-from visionssm.ops import selective_scan
+from visionssm.files import write_text
+from visionssm.ops import backend_unavailable, selective_scan
+from visionssm.ops.selective_scan.native import loading
+
+try:
+    from mambapy.pscan import pscan
+except ImportError:
+    pscan = None
 
 SHAPES = {shape.name: shape for shape in CPU_SHAPES}
 
@@ -46,44 +55,56 @@ def step_loop(u, delta, A, B, C, D, delta_bias, order):
     return u.new_zeros(b, L, d).index_add(1, table.flatten(), y.flatten(1, 2))
 
 
-def measure(name: str, threads: int, repeats: int) -> dict:
+def parallel_scan(u, delta, A, B, C, D, delta_bias, order):
+    """The same by mamba.py's function, which wants every decay and every input of a state in memory."""
+    table, route = order.long(), torch.arange(order.shape[0])[:, None]
+    x = u[:, table] if u.ndim == 3 else u[:, table, route]  # (b, k, T, d)
+    delta = F.softplus(delta[:, table, route] + delta_bias[:, None])
+    decay = torch.exp(delta[..., None] * A[:, None])
+    inputs = (delta * x)[..., None] * B[:, table, route][..., None, :]
+    h = pscan(decay.flatten(0, 1), inputs.flatten(0, 1)).unflatten(0, x.shape[:2])
+    y = (h * C[:, table, route][..., None, :]).sum(-1) + D[:, None] * x
+    return torch.zeros(x.shape[0], u.shape[1], x.shape[3]).index_add(1, table.flatten(), y.flatten(1, 2))
+
+
+def measure(name: str, threads: int, batch: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of each variant; a name ends in "+" where the backward is included."""
     torch.set_num_threads(threads)
-    *inputs, order = make_inputs(SHAPES[name], torch.float32).values()
+    *inputs, order = make_inputs(SHAPES[name], torch.float32, batch=batch).values()
     leaves = [x.clone().requires_grad_() for x in inputs]
-    k, d = inputs[1].shape[2:]
-    flat = torch.rand(order.shape[1], k * d)
+    k, d = order.shape[0], inputs[0].shape[-1]
+    flat = torch.rand(order.shape[1], batch * k * d)
+    scans = {"loop": lambda *x: step_loop(*x, order)}
+    for backend in ("native", "portable"):
+        scans[backend] = lambda *x, backend=backend: selective_scan(*x, order=order, backend=backend)
+    if pscan is not None:
+        scans["mambapy"] = lambda *x: parallel_scan(*x, order)
+    calls = {"cumsum": lambda: torch.cumsum(flat, 0)}
+    with torch.no_grad():
+        expected = scans["loop"](*inputs)
+    for key, scan in scans.items():
 
-    def forward():
-        with torch.no_grad():
-            return selective_scan(*inputs, order=order, backend="portable")
+        def forward(scan=scan):
+            with torch.no_grad():
+                return scan(*inputs)
 
-    def loop():
-        with torch.no_grad():
-            return step_loop(*inputs, order)
-
-    torch.testing.assert_close(forward(), loop(), rtol=1e-4, atol=1e-4)
-    functions = {
-        "cumsum": lambda: torch.cumsum(flat, 0),
-        "forward": forward,
-        "loop": loop,
-        "both": lambda: torch.autograd.grad(selective_scan(*leaves, order=order, backend="portable").sum(), leaves),
-        "loop_both": lambda: torch.autograd.grad(step_loop(*leaves, order).sum(), leaves),
-    }
-    seconds = seconds_in_turn(functions, threads, repeats)
-    return dict(shape=name, threads=threads, **{key: value * 1e3 for key, value in seconds.items()})
+        torch.testing.assert_close(forward(), expected, rtol=1e-4, atol=1e-4)
+        calls[key] = forward
+        calls[f"{key}+"] = lambda scan=scan: torch.autograd.grad(scan(*leaves).sum(), leaves)
+    return {key: 1e3 * value for key, value in seconds_in_turn(calls, threads, repeats).items()}
 
 
-def peak_memory(name: str, gradients: bool) -> float:
+def peak_memory(name: str, backend: str, gradients: bool) -> float:
     """Growth of the resident set over one call, in tensors of steps x routes x channels x states."""
     torch.set_num_threads(1)
-    *inputs, order = make_inputs(SHAPES[name], torch.float32).values()
+    *inputs, order = make_inputs(SHAPES[name], torch.float32, batch=1).values()
     small = [x[:, :8] if i in (0, 1, 3, 4) else x for i, x in enumerate(inputs)]
-    selective_scan(*small, backend="portable")  # load the libraries first
+    selective_scan(*small, backend=backend)  # load the libraries first
     if gradients:
         inputs = [x.requires_grad_() for x in inputs]
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmHWM")
-    y = selective_scan(*inputs, order=order, backend="portable")
+    y = selective_scan(*inputs, order=order, backend=backend)
     if gradients:
         torch.autograd.grad(y.sum(), inputs)
     k, d, n = inputs[2].shape
@@ -95,56 +116,68 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def ratio(times: dict[str, float], slow: str, fast: str, digits: int = 1) -> str:
+    return f"{times[slow] / times[fast]:.{digits}f}" if slow in times else "-"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--instruction-set", choices=["avx512", "avx2", "baseline"], help="the best if not given")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu_scan.md"))
-    parser.add_argument("--memory-of", choices=list(SHAPES), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "BACKEND"), help=argparse.SUPPRESS)
     parser.add_argument("--gradients", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
-        print(json.dumps(peak_memory(args.memory_of, args.gradients)))
+        print(json.dumps(peak_memory(*args.memory_of, args.gradients)))
         return
+    reason = backend_unavailable("native", "cpu")
+    if reason is not None:
+        parser.error(f"the native backend cannot run: {reason}")
+    loading.force_instruction_set(args.instruction_set)
 
     lines = [
-        "# The portable scan on a CPU",
+        "# The scan on a CPU",
         "",
         f"{date.today()}, {platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}; `python benchmarks/cpu_scan.py`. Milliseconds, medians.",
+        f"torch {torch.__version__}, native version {loading.instruction_set()}; "
+        f"`python benchmarks/{' '.join([Path(__file__).name, *sys.argv[1:]])}`. Milliseconds, medians.",
         "",
-        "| shape (batch, tokens, routes x channels, states) | threads | cumsum | forward | forward / cumsum "
-        "| step loop | loop / forward | forward + backward | autograd through the loop | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| shape (batch, tokens, routes x channels, states) | threads | cumsum | native | native / cumsum "
+        "| portable / native | loop / native | mamba.py / native | native, with backward | portable / native "
+        "| loop / native |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in SHAPES:
-        for threads in args.threads:
-            r = measure(name, threads, args.repeats)
-            shape = SHAPES[name]
-            k = shape.order().shape[0]
-            lines.append(
-                f"| {name} ({shape.batch}, {shape.tokens}, {k} x {shape.channels}, {shape.states}) | {threads} "
-                f"| {r['cumsum']:.2f} | {r['forward']:.2f} | {r['forward'] / r['cumsum']:.2f} | {r['loop']:.1f} "
-                f"| {r['loop'] / r['forward']:.1f} | {r['both']:.1f} | {r['loop_both']:.1f} "
-                f"| {r['loop_both'] / r['both']:.1f} |"
-            )
-            print(lines[-1], flush=True)
+    for name, shape in SHAPES.items():
+        for batch in args.batch:
+            for threads in args.threads:
+                t = measure(name, threads, batch, args.repeats)
+                size = f"{batch}, {shape.tokens}, {shape.order().shape[0]} x {shape.channels}, {shape.states}"
+                lines.append(
+                    f"| {name} ({size}) | {threads} | {t['cumsum']:.2f} | {t['native']:.2f} "
+                    f"| {ratio(t, 'native', 'cumsum', 2)} | {ratio(t, 'portable', 'native')} "
+                    f"| {ratio(t, 'loop', 'native')} | {ratio(t, 'mambapy', 'native')} "
+                    f"| {t['native+']:.2f} | {ratio(t, 'portable+', 'native+')} | {ratio(t, 'loop+', 'native+')} |"
+                )
+                print(lines[-1], flush=True)
     lines += [
         "",
         "Peak extra memory of one call, in tensors of steps x routes x channels x states (float32):",
         "",
-        "| shape | forward | forward + backward |",
-        "|---|---|---|",
+        "| shape | native, forward | portable, forward | native, with backward | portable, with backward |",
+        "|---|---|---|---|---|",
     ]
     for name in SHAPES:
         peaks = []
         for extra in ([], ["--gradients"]):
-            command = [sys.executable, __file__, "--memory-of", name, *extra]
-            peaks.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-        lines.append(f"| {name} | {peaks[0]:.2f} | {peaks[1]:.2f} |")
+            for backend in ("native", "portable"):
+                command = [sys.executable, __file__, "--memory-of", name, backend, *extra]
+                peaks.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        lines.append(f"| {name} | {' | '.join(f'{peak:.2f}' for peak in peaks)} |")
         print(lines[-1], flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text("\n".join(lines) + "\n")
+    write_text(args.output, "\n".join(lines) + "\n")
     print(f"written to {args.output}")
 
 
