@@ -11,36 +11,20 @@ from pathlib import Path
 import torch
 
 from visionssm.analysis.exporting import export_model
-from visionssm.checkpoints import WEIGHTS
-from visionssm.engine.inference.classifier import load_classifier
+from visionssm.engine.commands.inference_options import add_model_options, read_classifier
 from visionssm.errors import UserError
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="name of a model")
+    parser.add_argument("model", nargs="?", help="name of a model; a run's checkpoint says it itself")
     parser.add_argument("--output", type=Path, required=True, help="file to write: .pt2 (torch.export) or .onnx")
-    parser.add_argument("--checkpoint", type=Path, help="weights to load, in any layout the model knows")
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="which weights of the file; auto takes the averaged ones where there are any",
-    )
-    parser.add_argument("--pretrained", action="store_true", help="download the published weights")
-    parser.add_argument("--num-classes", type=int, help="classes, if not the model's own number")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
     parser.add_argument("--static-batch", action="store_true", help="fix the batch size to 1")
+    add_model_options(parser, model_help=None)
     args = parser.parse_args()
     try:
-        classifier = load_classifier(
-            args.model,
-            args.checkpoint,
-            weights=args.weights,
-            pretrained=args.pretrained,
-            num_classes=args.num_classes,
-            model_kwargs=dict(exportable=True),
-        )
+        classifier = read_classifier(args, args.model, images={"img_size": None}, exportable=True)
     except UserError as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as _modules
 
 from .._timm_compat import register_notrace_function
 
@@ -25,4 +26,8 @@ def is_plain_linear(module: nn.Module) -> bool:
     """Whether a layer is torch's own Linear with nothing attached, so that its weights may be read without a call."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     attached = any(getattr(module, name) for name in hooks) or "forward" in module.__dict__
-    return type(module) is nn.Linear and not attached
+    # hooks of every module, as profilers set them; a weight of another class is quantised or lies elsewhere
+    everywhere = any(getattr(_modules, f"_global{name}") for name in hooks)
+    return (
+        type(module) is nn.Linear and type(module.weight) in (nn.Parameter, Tensor) and not attached and not everywhere
+    )

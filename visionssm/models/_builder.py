@@ -12,6 +12,7 @@ from timm.layers import get_act_layer, get_norm_layer, trunc_normal_
 from timm.models import build_model_with_cfg, named_apply
 from torch import Tensor, nn
 
+from .._timm_compat import FeatureGetterNet
 from ..checkpoints import (
     check_routes,
     check_state_dict,
@@ -56,6 +57,14 @@ class Place:
     drop_path: float
 
 
+class FeatureGetter(FeatureGetterNet):
+    """timm's wrapper of `features_only`, whose blocks can be recomputed in the backward like those of the others."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward instead of storing what they need."""
+        self.model.set_grad_checkpointing(enable)
+
+
 class VisionModel(nn.Module):
     """Base of all models.
 
@@ -68,6 +77,7 @@ class VisionModel(nn.Module):
     unused: ClassVar[tuple[str, ...]] = ()  # arguments of the base class that have no meaning here
     linear_std: ClassVar[float | None] = 0.02  # of the truncated normal that every Linear begins with; None leaves it
     init_modes: ClassVar[tuple[str, ...]] = ("",)
+    runs_in_sequence: ClassVar[bool] = False  # its children one after the other are its forward_features
     out_indices: ClassVar[int | tuple[int, ...]] = (0, 1, 2, 3)  # default levels of features_only
 
     def __init__(self) -> None:
@@ -266,12 +276,23 @@ def build_model(
             cfg["num_classes"] = 0
         return state
 
+    feature_cfg: dict[str, Any] = dict(out_indices=out_indices, feature_cls=FeatureGetter)
+    wanted = args.get("feature_cls")
+    if wanted == "getter":
+        args["feature_cls"] = FeatureGetter
+    elif wanted in ("list", "dict"):
+        if not model_cls.runs_in_sequence:
+            raise ValueError(
+                f"feature_cls={wanted!r} runs a model's children in turn, which {model_cls.__name__} "
+                "cannot; take 'getter', 'hook' or 'fx'"
+            )
+        feature_cfg["flatten_sequential"] = True  # the stages are children of one module
     with inert_stand_ins():
         return build_model_with_cfg(
             model_cls,
             variant,
             pretrained,
             pretrained_filter_fn=convert,
-            feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+            feature_cfg=feature_cfg,
             **args,
         )

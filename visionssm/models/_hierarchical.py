@@ -47,6 +47,8 @@ class HierarchicalModel(VisionModel):
         ValueError: an argument is out of its range, or two do not fit each other.
     """
 
+    runs_in_sequence = True
+
     def __init__(
         self,
         dims: int | Sequence[int],
@@ -85,7 +87,7 @@ class HierarchicalModel(VisionModel):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.output_fmt = output_fmt
-        self.num_features = self.head_hidden_size = dims[-1]
+        self.num_features = dims[-1]
         self.feature_info = []
 
         self.stem = stem(in_chans, dims[0], kit)
@@ -111,6 +113,12 @@ class HierarchicalModel(VisionModel):
         return ClassifierHead(
             dim, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **kit.dd
         )
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that the classifier sees; a pool that joins two has twice those of the map."""
+        pool = getattr(self.head, "global_pool", None)
+        return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -199,7 +207,7 @@ class HierarchicalModel(VisionModel):
         if max_index < len(self.stages) - 1:
             # the norm and the classifier fit the last stage only
             prune_norm = prune_head = True
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.num_features = self.feature_info[max_index]["num_chs"]
         self.stages = self.stages[: max_index + 1]
         if prune_norm:
             self.norm = nn.Identity()

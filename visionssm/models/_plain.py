@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
@@ -48,7 +48,8 @@ class PlainModel(VisionModel):
         num_classes: Classes; 0 for no classifier.
         shuffle_rate: In training, show the last block its tokens in a random order with this probability; it grows
             linearly from 0 (stochastic layer-wise shuffle, arXiv:2408.17081, section 3.2).
-        global_pool: "token" classifies by the extra tokens, "avg" by the mean of the patch tokens; "" pools nothing.
+        global_pool: "token" classifies by the extra tokens, "avg", "max" or "avgmax" by the patch tokens; "" pools
+            nothing.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after the projections of the mixers.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
@@ -142,7 +143,7 @@ class PlainModel(VisionModel):
         Raises:
             ValueError: the name is unknown, or asks for a class token that there is not.
         """
-        known = ("", "avg") if self.cls_token is None else ("", "avg", "token")
+        known = ("", "avg", "max", "avgmax", *(() if self.cls_token is None else ("token",)))
         if global_pool not in known:
             raise ValueError(f"global_pool must be one of {', '.join(map(repr, known))}, got {global_pool!r}")
 
@@ -358,11 +359,12 @@ class PlainModel(VisionModel):
         return self.finish(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Tokens (b, L, d) to (b, d): the class token, or the mean of the patch tokens; unchanged for a pool of ""."""
+        """Tokens (b, L, d) to (b, d): the class token, or the pooled patch tokens; unchanged for a pool of ""."""
         if self.global_pool == "token":
             return take_tokens(x, self.num_extra_tokens, self.token_place).flatten(1)
-        if self.global_pool == "avg":
-            return remove_tokens(x, self.num_extra_tokens, self.token_place).mean(dim=1)
+        if self.global_pool:
+            x = remove_tokens(x, self.num_extra_tokens, self.token_place)
+            return global_pool_nlc(x, self.global_pool, num_prefix_tokens=0)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, LayerNorm, Mlp, trunc_normal_
+from timm.layers import ConvNormAct, LayerNorm, Mlp, SelectAdaptivePool2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -232,13 +232,14 @@ class ClassBlock(nn.Module):
 
 
 class GroupMambaHead(nn.Module):
-    """Mean over the map, class block, norm, and one or two classifiers.
+    """Pooled map, class block, norm, and one or two classifiers.
 
     Args:
         block: The class block.
         norm: Norm after it.
         num_classes: Classes; 0 for no classifier.
-        pool_type: "avg"; or "" for classifiers at every position of the map, without class block and norm.
+        pool_type: "avg", "max" or "avgmax"; or "" for classifiers at every position of the map, without class block and
+            norm.
         drop_rate: Dropout before the classifiers.
         distilled: Have a second classifier, to be trained by distillation.
     """
@@ -268,10 +269,15 @@ class GroupMambaHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifiers, and the pooling unless it is None."""
-        if pool_type not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '', got {pool_type!r}")
+        if pool_type not in (None, "avg", "max", "avgmax", ""):
+            raise ValueError(
+                f"global_pool must be 'avg', 'max', 'avgmax' or '', got {pool_type!r}; the class block takes the "
+                "channels of the map"
+            )
         if pool_type is not None:
             self.pool_type = pool_type
+            fast = f"fast{pool_type}" if pool_type else ""
+            self.global_pool = SelectAdaptivePool2d(pool_type=fast, flatten=False, input_fmt="NHWC")
         for name in ("fc", "fc_dist") if self.distilled else ("fc",):
             fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
             setattr(self, name, fc.train(self.training))
@@ -282,7 +288,7 @@ class GroupMambaHead(nn.Module):
         In distilled training, the logits of each; with `pre_logits`, what the classifiers see (b, in_features).
         """
         if self.pool_type:
-            x = self.norm(self.block(x.mean((1, 2), keepdim=True))).flatten(1)
+            x = self.norm(self.block(self.global_pool(x))).flatten(1)
         x = self.drop(x)
         if pre_logits:
             return x
@@ -313,8 +319,8 @@ class GroupMamba(HierarchicalModel):
         scan: Name of a scan order of four routes, see `visionssm.scans`; each scans a quarter of the channels.
         norm_layer: Norm over channels, a name or a class; mixer, stem and downsampling keep to layer norm.
         norm_eps: Epsilon of `norm_layer`.
-        **shared: Further arguments of `HierarchicalModel`; `global_pool` is "avg", or "" to apply the classifiers at
-            every position, without class block.
+        **shared: Further arguments of `HierarchicalModel`; `global_pool` is "avg", "max", "avgmax", or "" to apply the
+            classifiers at every position, without class block.
 
     Raises:
         ValueError: the scan order has another number of routes, or an argument does not fit another one.

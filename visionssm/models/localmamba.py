@@ -188,6 +188,10 @@ class RotaryTables(nn.Module):
         self.register_buffer("cos", torch.empty(shape, device=device), persistent=False)
         self.init_non_persistent_buffers()
 
+    def reset_parameters(self) -> None:
+        """Compute the tables, as for weights that were made without memory."""
+        self.init_non_persistent_buffers()
+
     def init_non_persistent_buffers(self) -> None:
         """Compute the tables where they are."""
         sin, cos = build_rotary_pos_embed(

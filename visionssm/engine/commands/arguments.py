@@ -5,6 +5,7 @@ import argparse
 from timm.utils import ParseKwargs
 
 from ...errors import UserError
+from ..data.images import MAX_PIXELS
 from .help import HelpFormatter
 from .recipes import apply_recipe
 
@@ -69,7 +70,12 @@ def _add_data(group) -> None:
     add("--val-num-samples", type=int, metavar="N", help="samples in the validation split, for streamed data sets")
     add("--dataset-download", action="store_true", help="let torch/, hfids/ and tfds/ data sets download")
     add("--class-map", metavar="FILE", default="", help="text file: class name to index")
-    add("--input-img-mode", metavar="MODE", help="PIL mode that images are converted to; RGB or L by --in-chans")
+    add(
+        "--input-img-mode",
+        metavar="MODE",
+        help="8-bit Pillow mode that images are converted to; L, LA, RGB or RGBA by --in-chans 1 to 4",
+    )
+    add_image_limits(group)
     add("--input-key", metavar="KEY", help="key of the image in a streamed data set")
     add("--target-key", metavar="KEY", help="key of the label in a streamed data set")
     add("--epoch-repeats", type=float, default=0.0, metavar="N", help="repeats of a streamed data set per epoch")
@@ -79,8 +85,32 @@ def _add_data(group) -> None:
         default="refuse",
         help="on an image that cannot be read: stop and name it, or name it and go on without it",
     )
+    add(
+        "--balanced-sampling",
+        action="store_true",
+        help="draw images so that an epoch sees every class as often, with replacement",
+    )
     add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes per training process")
     add("--pin-mem", action="store_true", help="pin host memory for faster copies to a GPU")
+
+
+def add_image_limits(group) -> None:
+    """Add how images that are not 8-bit, or very large, are read; validate and predict take the same."""
+    add = group.add_argument
+    add(
+        "--pixel-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white where images are not 8-bit; 0 65535 for 16 bits, 0 1 for floats",
+    )
+    add(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help="refuse images of more pixels, which could fill the memory; 0 for no limit",
+    )
 
 
 def _add_model(group) -> None:
@@ -202,6 +232,12 @@ def _add_augmentation(group) -> None:
     add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="what one mixing draw covers")
     add("--mixup-off-epoch", type=int, default=0, metavar="N", help="no mixing from this epoch on; 0 never")
     add("--smoothing", type=float, default=0.1, metavar="X", help="label smoothing")
+    add(
+        "--class-weights",
+        nargs="+",
+        metavar="balanced|X",
+        help="weights of the classes in the loss: balanced for those inverse to their images, or one value per class",
+    )
     add("--bce-loss", action="store_true", help="binary cross-entropy")
     add("--bce-sum", action="store_true", help="sum it over the classes")
     add("--bce-target-thresh", type=float, metavar="X", help="make soft targets binary above this")

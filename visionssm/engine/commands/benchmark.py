@@ -9,28 +9,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.utils import ParseKwargs
 
 from ...analysis.flops import count
 from ...errors import UserError
 from ..data.processes import resolve_device
-from ..inference.models import autocast, create_model, expand_names
+from ..inference.models import autocast, expand_names
 from ..reports.plots import draw_lines
 from ..reports.rows import write_rows
 from .help import HelpFormatter
+from .inference_options import add_model_options, read_classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the benchmark command; flags keep timm's names and take lists to sweep."""
     parser = argparse.ArgumentParser(
         prog="benchmark.py",
-        usage="benchmark.py --model NAME [NAME ...] [--bench both] [--plot PNG] [options]",
+        usage="benchmark.py (--model NAME [NAME ...] | --checkpoint FILE) [--bench both] [--plot PNG] [options]",
         description="Measure models; several values of --batch-size or --img-size sweep it.",
         formatter_class=HelpFormatter,
     )
     add = parser.add_argument
-    add("--model", nargs="+", required=True, metavar="NAME", help="timm model names or patterns")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
+    add("--model", nargs="+", metavar="NAME", help="timm model names or patterns; a run's checkpoint says it itself")
     add("--bench", choices=("inference", "train", "both"), default="inference", help="what is measured")
     add("-b", "--batch-size", nargs="+", type=int, default=[64], metavar="N", help="images per step")
     add("--img-size", nargs="+", type=int, metavar="N", help="input height and width; the model's own when not given")
@@ -51,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--results-file", metavar="FILE", help="write the rows here")
     add("--results-format", choices=("csv", "json"), help="format of that file; by its ending when not given")
     add("--plot", metavar="PNG", help="picture of throughput, and of memory where it is known")
+    add_model_options(parser, model_help=None)
     return parser
 
 
@@ -102,7 +102,7 @@ def make_step(model: torch.nn.Module, images: torch.Tensor, mode: str, precision
 
 
 def benchmark(
-    name: str, batch: int, size: int | None, mode: str, args: argparse.Namespace, device: torch.device
+    name: str | None, batch: int, size: int | None, mode: str, args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """Measure one model in one setting.
 
@@ -113,9 +113,10 @@ def benchmark(
     Raises:
         UserError: The model cannot be built or does not run at this size.
     """
-    model = create_model(name, **args.model_kwargs)
-    size = size or model.pretrained_cfg["input_size"][-1]
-    channels = model.pretrained_cfg["input_size"][0]
+    classifier = read_classifier(args, name)
+    model, name = classifier.model, classifier.name
+    channels, _, own = classifier.data_config["input_size"]
+    size = size or own
     row: dict[str, Any] = {
         "model": name,
         "bench": mode,
@@ -155,6 +156,20 @@ def benchmark(
     )
 
 
+def model_names(args: argparse.Namespace) -> list[str | None]:
+    """Return the models to measure; None for that of the checkpoint.
+
+    Raises:
+        UserError: There is none, or a checkpoint and several models.
+    """
+    if not args.model:
+        return [None]
+    names = expand_names(args.model)
+    if args.checkpoint and len(names) > 1:
+        raise UserError(f"--checkpoint belongs to one model, --model names {len(names)}")
+    return list(names)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark command and return its exit code."""
     args = build_parser().parse_args(argv)
@@ -164,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.threads:
             torch.set_num_threads(args.threads)
         modes = ("inference", "train") if args.bench == "both" else (args.bench,)
-        settings = itertools.product(expand_names(args.model), modes, args.img_size or [None], args.batch_size)
+        settings = itertools.product(model_names(args), modes, args.img_size or [None], args.batch_size)
         for name, mode, size, batch in settings:
             row = benchmark(name, batch, size, mode, args, device)
             rows.append(row)
@@ -175,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             memory = f"  {row['peak_memory_mib']:9.1f} MiB" if row["peak_memory_mib"] is not None else ""
             print(
-                f"{name:28s} {mode:9s} batch {batch:4d}  {row['img_size']:4d} px  {rate}{memory}"
+                f"{row['model']:28s} {mode:9s} batch {batch:4d}  {row['img_size']:4d} px  {rate}{memory}"
                 f"  {row['param_count_m']:7.2f} M  {row['gmacs']:7.3f} GMACs",
                 flush=True,
             )

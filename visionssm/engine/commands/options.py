@@ -29,6 +29,9 @@ class DataOptions:
     input_key: str | None
     target_key: str | None
     epoch_repeats: float
+    pixel_range: Sequence[float] | None
+    max_pixels: int
+    balanced_sampling: bool
     bad_images: Literal["refuse", "skip"]
     workers: int
     pin_mem: bool
@@ -86,15 +89,22 @@ class AugmentationOptions:
         Args:
             config: Data configuration.
         """
-        same = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
-        return {name: getattr(self, name) for name in same} | {
-            "grayscale_prob": self.grayscale_prob or 0.0,
-            "gaussian_blur_prob": self.gaussian_blur_prob or 0.0,
-            "auto_augment": self.aa,
-            "interpolation": config["interpolation"] if self.no_aug else self.train_interpolation,
-            "mean": config["mean"],
-            "std": config["std"],
+        channels = config["input_size"][0]
+        # planes of other numbers of channels are augmented one by one, and mean is what is filled in
+        means = {
+            name: config[name] if channels in (1, 3) else (sum(config[name]) / channels,) for name in ("mean", "std")
         }
+        same = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob")
+        return (
+            {name: getattr(self, name) for name in same}
+            | {
+                "grayscale_prob": self.grayscale_prob or 0.0,
+                "gaussian_blur_prob": self.gaussian_blur_prob or 0.0,
+                "auto_augment": self.aa,
+                "interpolation": config["interpolation"] if self.no_aug else self.train_interpolation,
+            }
+            | means
+        )
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ class OptimOptions:
     """Loss, optimizer and averaged weights."""
 
     smoothing: float
+    class_weights: Sequence[str] | None
     bce_loss: bool
     bce_sum: bool
     bce_target_thresh: float | None

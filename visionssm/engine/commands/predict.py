@@ -3,17 +3,15 @@
 import argparse
 import sys
 
-from timm.utils import ParseKwargs
-
-from ...checkpoints import WEIGHTS
 from ...errors import UserError
 from ...files import write_text
+from ..data.datasets import check_indices, names_by_index, read_class_map
 from ..data.processes import resolve_device
-from ..inference.classifier import load_classifier
 from ..inference.prediction import as_csv, find_images, predict, table
 from ..reports.plots import draw_predictions
 from ..reports.progress import setup_logging
 from .help import HelpFormatter
+from .inference_options import add_image_options, add_model_options, read_classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,27 +24,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-    add("--model", metavar="NAME", help="timm model name; a training run's checkpoint says it itself")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
-    add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
-    add("--pretrained", action="store_true", help="use the published weights")
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="which weights of the file; auto takes the averaged ones where there are any",
-    )
-    add("--use-ema", dest="weights", action="store_const", const="ema", help="the same as --weights ema")
-    add("--num-classes", type=int, metavar="N", help="classes of the model")
-    add("--img-size", type=int, metavar="N", help="input height and width")
-    add("--crop-pct", type=float, metavar="X", help="crop size / resized size")
     add("--topk", type=int, default=5, metavar="N", help="classes per image")
     add("-b", "--batch-size", type=int, default=64, metavar="N", help="images per forward pass")
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--bad-images", choices=("refuse", "skip"), default="refuse", help="stop at an unreadable image or go on")
     add("--rows", type=int, default=20, metavar="N", help="rows of the printed table; every mistake is always shown")
     add("--output", metavar="PNG", help="picture of the predictions, every mistake first")
     add("--csv", metavar="FILE", help="all predictions as CSV")
+    add("--class-map", metavar="FILE", help="text file: class name to index, instead of the run's")
+    add_model_options(parser)
+    add_image_options(parser)
     return parser
 
 
@@ -56,16 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging()
     try:
         paths = find_images(args.images)
-        classifier = load_classifier(
-            args.model,
-            args.checkpoint,
-            weights=args.weights,
-            device=resolve_device(args.device),
-            pretrained=args.pretrained,
-            num_classes=args.num_classes,
-            model_kwargs=args.model_kwargs,
-            data_options={"img_size": args.img_size, "crop_pct": args.crop_pct},
-        )
+        classifier = read_classifier(args, args.model, resolve_device(args.device))
+        if args.class_map:
+            classifier.class_map = read_class_map(args.class_map)
+            check_indices(classifier.class_map, classifier.model.num_classes, f"--class-map {args.class_map}")
+            classifier.classes = names_by_index(classifier.class_map)
         predictions = predict(classifier, paths, topk=args.topk, batch_size=args.batch_size, bad_images=args.bad_images)
     except UserError as error:
         print(f"predict: {error}", file=sys.stderr)

@@ -3,7 +3,9 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -15,7 +17,8 @@ from torch.utils.data import IterableDataset
 from ...checkpoints import load, read, read_content
 from ...errors import UserError
 from ..data import processes
-from ..data.datasets import check_same_classes, class_names, image_mode, open_dataset
+from ..data.datasets import class_mapping, labels, log_taken, names_by_index, open_by_names, read_class_map
+from ..data.images import ImageReader
 from ..data.loaders import TrainLoader, create_eval_loader, create_mixup, create_train_loader, data_config
 from ..data.randomness import seed_everything
 from ..data.workers import loader_processes_ended
@@ -23,13 +26,14 @@ from ..inference.models import import_modules
 from ..reports.progress import Trackers, log_file, setup_logging
 from ..training import building
 from ..training.checkpoints import AtomicSaver, find_newest, restore_task
+from ..training.resuming import changed_options, renew
 from ..training.run_folder import RunFolder
 from ..training.stopping import Interrupted, StopRequest
 from ..training.tasks import Distillation, create_task
 from ..training.trainer import Trainer
 from ..training.updater import Updater
 from .arguments import parse_args
-from .options import DataOptions, DistillationOptions, OptimOptions, RunOptions, TrainOptions, cut
+from .options import DataOptions, DistillationOptions, OptimOptions, RunOptions, ScheduleOptions, TrainOptions, cut
 
 _logger = logging.getLogger(__name__)
 
@@ -82,15 +86,20 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     run = cut(RunOptions, args)
     folder = RunFolder(run.output, run.experiment, resume=run.resume, overwrite=run.overwrite, options=vars(args))
     data = cut(DataOptions, args)
-    train_data, eval_data = (open_split(data, training=training) for training in (True, False))
-    check_same_classes(train_data, eval_data)
-    names = class_names(train_data)
+    train_data = open_split(data, training=True)
+    mapping = given_class_map(data, training=True) or class_mapping(train_data)
+    eval_data = open_split(data, training=False, known=mapping)
+    names = names_by_index(mapping)
+    for part, dataset in (("training", train_data), ("validation", eval_data)):
+        if world.primary:
+            log_taken(dataset, part)
     args.num_classes = count_classes(args.num_classes, names)
     options = TrainOptions.of(args)
     data, optim = options.data, options.optim
 
     model = create_model(options, args.num_classes)
     config = data_config(vars(options.images), model.pretrained_cfg, options.model.arguments()["in_chans"])
+    reader = image_reader(data, config)
     if options.model.sync_bn and world.size > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last if options.model.channels_last else torch.preserve_format)
@@ -103,7 +112,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         " x ".join(map(str, config["input_size"])),
     )
 
-    train_loader = create_loader(train_data, options, config, args.num_classes, device, world)
+    train_loader = create_loader(train_data, options, config, args.num_classes, device, world, reader)
     eval_loader = create_eval_loader(
         eval_data,
         config,
@@ -113,6 +122,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         world=world,
         pin_memory=data.pin_mem,
         bad_images=data.bad_images,
+        reader=reader,
     )
     loss = building.loss_arguments(
         smoothing=optim.smoothing,
@@ -121,6 +131,8 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         bce_sum=optim.bce_sum,
         bce_target_thresh=optim.bce_target_thresh,
     )
+    if optim.class_weights:
+        loss = building.weighted_loss(loss, class_weights(optim.class_weights, args.num_classes, train_data, names))
     task = create_task(model, loss, device, distillation(options.distillation))
     rate, sentence = learning_rate(options, world.size)
     _logger.info(sentence)
@@ -145,9 +157,16 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
 
     # After the scheduler, which sets initial learning rates, so that the checkpoint's rates stand.
     checkpoint, path = read_resumed(run.resume, folder)
+    changed: list[str] = []
     if checkpoint is not None and path is not None:
-        fresh = run.no_resume_opt
-        restore_task(task, checkpoint, path, options.model.model, None if fresh else optimizer, updater)
+        fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        kept = None if run.no_resume_opt else optimizer
+        changed = changed_options(checkpoint, vars(args), continued_options()) if kept else []
+        restore_task(task, checkpoint, path, options.model.model, kept, updater)
+        if kept:
+            past = hasattr(scheduler, "lr_scheduler")
+            anew = past and not (task.run_state or {}).get("scheduler")
+            renew(optimizer, fresh, hyperparameters=optim.opt_kwargs, rate_depends_on_past=past, anew=anew)
     if options.model.torchcompile:
         compilation = {"backend": options.model.torchcompile, "mode": options.model.torchcompile_mode}
         task.compile(**compilation)
@@ -196,6 +215,11 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         world=world,
         facts={
             "classes": names,
+            "class_map": mapping,
+            "class_map_given": bool(data.class_map),
+            "image_mode": reader.mode,
+            "pixel_range": listed(reader.pixel_range),
+            "columns": {"input_key": data.input_key, "target_key": data.target_key},
             "data_config": {name: listed(value) for name, value in config.items()},
             "batch_size": data.batch_size,
             "processes": world.size,
@@ -222,6 +246,14 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         trainer.start_at(0)
     if run.start_epoch is not None:
         trainer.start_at(run.start_epoch)
+    if changed:
+        _logger.info(
+            "other options than the run of %s: %s; the learning rate of epoch %d is %.3e",
+            path,
+            ", ".join(changed),
+            trainer.position.epoch + 1,
+            optimizer.param_groups[0]["lr"],
+        )
     _logger.info(
         "%d epochs of %d steps, %d updates each; %s",
         epochs,
@@ -234,23 +266,37 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     return trainer
 
 
-def open_split(data: DataOptions, training: bool) -> torch.utils.data.Dataset:
-    """Open the training or the validation split."""
-    return open_dataset(
+def open_split(data: DataOptions, training: bool, known: dict[str, int] | None = None) -> torch.utils.data.Dataset:
+    """Open the training split, or the validation split with the class names that the training split has."""
+    given = given_class_map(data, training)
+    return open_by_names(
         data.dataset,
         data.data_dir,
         data.train_split if training else data.val_split,
-        class_map=data.class_map,
+        None if training or given else known,
+        source="the training split",
+        class_map=given or "",
         is_training=training,
         download=data.dataset_download,
         batch_size=data.batch_size,
         num_samples=data.train_num_samples if training else data.val_num_samples,
         seed=data.seed,
         repeats=data.epoch_repeats if training else 0,
-        input_img_mode=data.input_img_mode or image_mode(data.in_chans or 3),
         input_key=data.input_key,
         target_key=data.target_key,
     )
+
+
+def given_class_map(data: DataOptions, training: bool) -> dict[str, int] | None:
+    """Return the class map that the options name, or None."""
+    split = data.train_split if training else data.val_split
+    return read_class_map(data.class_map, data.data_dir, f"{data.data_dir}/{split}") if data.class_map else None
+
+
+def image_reader(data: DataOptions, config: dict) -> ImageReader:
+    """Return what brings images to the model's channels."""
+    low_high = None if data.pixel_range is None else (data.pixel_range[0], data.pixel_range[1])
+    return ImageReader(config["input_size"][0], data.input_img_mode, low_high, data.max_pixels)
 
 
 def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
@@ -280,6 +326,7 @@ def create_loader(
     num_classes: int,
     device: torch.device,
     world: processes.World,
+    reader: ImageReader,
 ) -> TrainLoader:
     """Create the training loader."""
     data, augmentation = options.data, options.augmentation
@@ -310,7 +357,33 @@ def create_loader(
         repeats=augmentation.aug_repeats,
         pin_memory=data.pin_mem,
         bad_images=data.bad_images,
+        reader=reader,
+        sample_weights=building.balanced_samples(labels(dataset)) if data.balanced_sampling else None,
     )
+
+
+def class_weights(
+    asked: Sequence[str], num_classes: int, dataset: torch.utils.data.Dataset, names: list[str] | None
+) -> torch.Tensor:
+    """Return the weights of the classes (classes,), as given or inverse to how many images they have.
+
+    Raises:
+        UserError: The values are no numbers, or not as many as classes.
+    """
+    if list(asked) == ["balanced"]:
+        weights = building.balanced_weights(labels(dataset), num_classes)
+    else:
+        try:
+            weights = torch.tensor([float(value) for value in asked])
+        except ValueError as error:
+            raise UserError(f"--class-weights takes 'balanced' or numbers, got {' '.join(asked)}") from error
+        if len(weights) != num_classes or not (weights >= 0).all() or not weights.isfinite().all():
+            raise UserError(
+                f"--class-weights holds {len(weights)} value(s), expected {num_classes} from 0 on, one per class"
+                + (f" in the order {', '.join(names[:10])}" if names else "")
+            )
+    _logger.info("class weights: %s", ", ".join(f"{weight:.3g}" for weight in weights[:20].tolist()))
+    return weights
 
 
 def learning_rate(options: TrainOptions, world_size: int) -> tuple[float, str]:
@@ -330,6 +403,12 @@ def create_optimizer(model: torch.nn.Module, optim: OptimOptions, rate: float) -
     """Create the optimizer."""
     arguments = optimizer_kwargs(optim) | {"lr": rate} | dict(optim.opt_kwargs)
     return building.create_optimizer(model, optim.opt, arguments)
+
+
+def continued_options() -> list[str]:
+    """Return the names of options that a run may continue with other values of."""
+    names = {field.name for group in (ScheduleOptions, OptimOptions) for field in fields(group)}
+    return sorted(names | {"batch_size", "class_weights", "balanced_sampling"})
 
 
 def distillation(options: DistillationOptions) -> Distillation | None:

@@ -4,26 +4,34 @@ import argparse
 import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from timm.data import RealLabelsImagenet
-from timm.utils import ParseKwargs
 
-from ...checkpoints import WEIGHTS
 from ...errors import UserError
-from ..data.datasets import class_names, image_mode, open_dataset
+from ..data.datasets import (
+    check_indices,
+    class_mapping,
+    class_names,
+    log_taken,
+    names_by_index,
+    open_by_names,
+    open_dataset,
+    read_class_map,
+)
 from ..data.loaders import create_eval_loader
 from ..data.processes import resolve_device
 from ..data.workers import loader_processes_ended
-from ..inference.classifier import Classifier, load_classifier
-from ..inference.evaluation import evaluate
+from ..inference.classifier import Classifier
+from ..inference.evaluation import Tally, evaluate
 from ..inference.models import autocast, expand_names
-from ..reports.plots import draw_tradeoff
+from ..reports.plots import draw_confusion, draw_tradeoff
 from ..reports.progress import Progress, setup_logging
 from ..reports.rows import write_rows
 from .help import HelpFormatter
+from .inference_options import add_image_options, add_model_options, read_classifier
 
 _logger = logging.getLogger(__name__)
 
@@ -40,28 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="data set folder")
     add("--dataset", default="", metavar="NAME", help="'' for an image folder, or a timm data set name")
     add("--split", default="validation", metavar="NAME", help="split")
-    add("--class-map", default="", metavar="FILE", help="text file: class name to index")
-    add(
-        "--model",
-        metavar="NAME",
-        help="timm model name, or a pattern such as 'vmamba_*' with --pretrained; "
-        "a training run's checkpoint says it itself",
-    )
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
-    add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
-    add("--pretrained", action="store_true", help="use the published weights")
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="which weights of the file; auto takes the averaged ones where there are any",
-    )
-    add("--use-ema", dest="weights", action="store_const", const="ema", help="the same as --weights ema")
-    add("--num-classes", type=int, metavar="N", help="classes of the model")
-    add("--img-size", nargs="+", type=int, metavar="N", help="input height and width; several sweep it")
-    add("--crop-pct", nargs="+", type=float, metavar="X", help="crop size / resized size; several sweep it")
-    add("--crop-mode", metavar="NAME", help="center, squash or border")
-    add("--interpolation", default="", metavar="NAME", help="resampling")
+    add("--class-map", metavar="FILE", help="text file: class name to index, instead of the run's")
+    add("--input-key", metavar="KEY", help="key of the image in a streamed data set, instead of the run's")
+    add("--target-key", metavar="KEY", help="key of the label in a streamed data set, instead of the run's")
     add("-b", "--batch-size", type=int, default=256, metavar="N", help="images per forward pass")
     add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes")
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
@@ -69,9 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="lower precision of AMP")
     add("--channels-last", action="store_true", help="channels-last memory format")
     add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
-    add(
-        "--bad-images", choices=("refuse", "skip"), default="refuse", help="stop at an unreadable image or leave it out"
-    )
     add("--results-file", metavar="FILE", help="write the results here")
     add("--results-format", choices=("csv", "json"), help="format of that file; by its ending when not given")
     add(
@@ -82,7 +68,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="also count ImageNet ReaL labels (arXiv:2006.07159), from real.json or those that timm holds",
     )
     add("--plot", metavar="PNG", help="picture of top-1 against throughput and parameters")
+    add("--per-class", metavar="CSV", help="write accuracy, precision and images of every class here")
+    add(
+        "--confusion",
+        metavar="FILE",
+        help="write how often each class is taken for which: counts as .csv, a picture as .png",
+        nargs="+",
+        default=[],
+    )
     add("--log-interval", type=int, default=10, metavar="N", help="steps between log lines")
+    add_model_options(
+        parser,
+        model_help="timm model name, or a pattern such as 'vmamba_*' with --pretrained; a run's checkpoint says it",
+    )
+    add_image_options(parser, sweep=True)
     return parser
 
 
@@ -90,27 +89,15 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     """Evaluate one classifier on the data that the options name.
 
     Returns:
-        A row: model, top1, top5, loss, images per second, parameters in millions, input size, crop.
+        A row: model, top1, top5, loss, top-1 averaged over the classes, calibration error, images per second,
+        parameters in millions, input size, crop.
 
     Raises:
         UserError: The data cannot be used or does not fit the model.
     """
     config = classifier.data_config
-    dataset = open_dataset(
-        args.dataset,
-        args.data_dir,
-        args.split,
-        class_map=args.class_map,
-        input_img_mode=image_mode(config["input_size"][0]),
-        batch_size=args.batch_size,
-    )
-    names = class_names(dataset)
-    if names is not None and not args.class_map:
-        if len(names) > classifier.model.num_classes:
-            raise UserError(
-                f"the data has {len(names)} classes but {classifier.name} has "
-                f"{classifier.model.num_classes}; give --class-map or the right --checkpoint"
-            )
+    dataset, names = open_split(classifier, args)
+    log_taken(dataset, args.split)
     loader = create_eval_loader(
         dataset,
         config,
@@ -119,6 +106,7 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         device=device,
         pin_memory=device.type == "cuda",
         bad_images=args.bad_images,
+        reader=classifier.reader,
     )
     model = classifier.model
     if args.channels_last:
@@ -128,8 +116,11 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     real = None if args.real_labels is None else real_labels(dataset, args)
     progress = Progress(classifier.name, len(loader), interval=args.log_interval)
 
-    def on_batch(logits: torch.Tensor) -> None:
+    tally = Tally(classifier.model.num_classes)
+
+    def on_batch(logits: torch.Tensor, labels: torch.Tensor) -> None:
         progress.advance(len(logits))
+        tally.add(logits, labels)
         if real is not None:
             real.add_result(logits)
 
@@ -144,12 +135,15 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         )
     rate = progress.rate()
     progress.close()
+    write_tally(tally, names, args, classifier.name)
     extra = {} if real is None else {f"real_top{k}": round(value, 3) for k, value in real.get_accuracy().items()}
     return {
         "model": classifier.name,
         "top1": round(metrics["top1"], 3),
         "top5": round(metrics["top5"], 3),
         "loss": round(metrics["loss"], 5),
+        "mean_class_top1": round(tally.mean_class_accuracy(), 3),
+        "calibration_error": round(tally.calibration_error(), 3),
         "images": progress.images,
         "images_per_second": round(rate, 1),
         "param_count_m": round(sum(p.numel() for p in model.parameters()) / 1e6, 3),
@@ -158,6 +152,62 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         "interpolation": config["interpolation"],
         **extra,
     }
+
+
+def open_split(classifier: Classifier, args: argparse.Namespace) -> tuple[torch.utils.data.Dataset, list[str] | None]:
+    """Open the split with its classes mapped by name to those of the classifier.
+
+    Returns:
+        The data set, and the classifier's class names.
+
+    Raises:
+        UserError: The data has classes that the classifier does not know, or neither says which they are.
+    """
+    columns = classifier.columns
+    options = {
+        "batch_size": args.batch_size,
+        "input_key": args.input_key or columns.get("input_key"),
+        "target_key": args.target_key or columns.get("target_key"),
+    }
+    if args.dataset in ("", "folder"):
+        options = {"batch_size": args.batch_size}
+    place = (args.dataset, args.data_dir, args.split)
+    total = classifier.model.num_classes
+    if args.class_map:
+        given = read_class_map(args.class_map, args.data_dir, f"{args.data_dir}/{args.split}")
+        check_indices(given, total, f"--class-map {args.class_map}")
+        return open_by_names(*place, given, always=True, source=f"--class-map {args.class_map}", **options), (
+            names_by_index(given)
+        )
+    known = classifier.class_map
+    if known is not None and (classifier.from_run or names_fit(*place, known, **options)):
+        dataset = open_by_names(*place, known, always=classifier.class_map_given, source=classifier.name, **options)
+        return dataset, classifier.classes
+    dataset = open_dataset(*place, **options)
+    names = class_names(dataset)
+    if names is not None and len(names) != total:
+        raise UserError(
+            f"the data has {len(names)} classes but {classifier.name} has {total}, and it is not known which is which; "
+            "give --class-map or the right --checkpoint"
+        )
+    return dataset, names
+
+
+def names_fit(name: str, root: str | None, split: str, known: Mapping[str, int], **options: Any) -> bool:
+    """Return whether a data set's classes are among those that are known; published weights know ImageNet's synsets."""
+    found = class_mapping(open_dataset(name, root, split, **options))
+    return bool(found) and set(found) <= set(known)
+
+
+def write_tally(tally: Tally, names: list[str] | None, args: argparse.Namespace, title: str) -> None:
+    """Write what the options ask for about the classes."""
+    if args.per_class:
+        write_rows(args.per_class, tally.rows(names), "csv")
+    for path in args.confusion:
+        if path.lower().endswith(".csv"):
+            write_rows(path, tally.confusion_rows(names), "csv")
+        else:
+            draw_confusion(tally.confusion, names, path, title)
 
 
 def real_labels(dataset: torch.utils.data.Dataset, args: argparse.Namespace) -> RealLabelsImagenet:
@@ -198,27 +248,14 @@ def main(argv: list[str] | None = None) -> int:
         device = resolve_device(args.device)
         settings = itertools.product(model_names(args), args.img_size or [None], args.crop_pct or [None])
         for name, size, crop in settings:
-            classifier = load_classifier(
-                name,
-                args.checkpoint,
-                weights=args.weights,
-                device=device,
-                pretrained=args.pretrained,
-                num_classes=args.num_classes,
-                model_kwargs=args.model_kwargs,
-                data_options={
-                    "img_size": size,
-                    "crop_pct": crop,
-                    "crop_mode": args.crop_mode,
-                    "interpolation": args.interpolation or None,
-                },
-            )
+            classifier = read_classifier(args, name, device, images={"img_size": size, "crop_pct": crop})
             row = evaluate_classifier(classifier, args, device)
             rows.append(row)
             print(
                 f"{row['model']}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, loss {row['loss']:.4f} on "
                 f"{row['images']} images of {row['img_size']} px, crop {row['crop_pct']:g}, "
-                f"{row['param_count_m']:.2f} M parameters"
+                f"{row['param_count_m']:.2f} M parameters; mean over classes {row['mean_class_top1']:.2f} %, "
+                f"calibration error {row['calibration_error']:.2f} %"
             )
             if args.results_file:
                 write_rows(args.results_file, rows, args.results_format)

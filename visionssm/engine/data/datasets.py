@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import torch.utils.data
 from PIL import Image
 from timm.data import ImageDataset, create_dataset
-from timm.data.readers import get_img_extensions
+from timm.data.readers import get_img_extensions, set_img_extensions
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from ...errors import UserError, nearest
+from .images import BadImageError, ImageReader, Planes, count_endings, endings, taken_and_passed_over
 from .randomness import seed_everything
 
 _logger = logging.getLogger(__name__)
@@ -26,12 +31,8 @@ PACKAGES = {  # what timm's readers need beyond its own requirements, and how it
 SKIPPED = -100  # label of an image that was skipped in an evaluation
 
 
-class BadImageError(UserError):
-    """An image file that cannot be decoded, named by its path."""
-
-
 def open_dataset(name: str, root: str | None, split: str, **options: Any) -> torch.utils.data.Dataset:
-    """Create a data set through timm after checking what a folder holds.
+    """Create a data set through timm after checking what a folder holds; says how many images it takes.
 
     Args:
         name: timm data set name, "" for an image folder or tar file.
@@ -42,14 +43,18 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> tor
     Raises:
         UserError: The folder or the split is missing, unreadable or without images, or a package is not installed.
     """
-    package, install = PACKAGES.get(name.partition("/")[0].lower(), (None, None))
+    kind = name.partition("/")[0].lower()
+    package, install = PACKAGES.get(kind, (None, None))
     if package and find_spec(package) is None:
         raise UserError(f"data set {name!r} needs the package {package!r}; install it with: pip install {install}")
     if name in ("", "folder"):
         root = str(find_split(root, split))
         options["search_split"] = False
+    if kind != "tfds":  # its reader makes images from arrays, for which it has to know the mode
+        options["input_img_mode"] = ""  # ImageReader converts, after it has looked at the values
     try:
-        return create_dataset(name, root=root, split=split, **options)
+        with _all_endings():
+            dataset = create_dataset(name, root=root, split=split, **options)
     except UserError:
         raise
     except Exception as error:  # timm's readers raise many types; whatever it is, the data set cannot be used
@@ -57,6 +62,122 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> tor
         raise UserError(
             f"data set {name or 'folder'!r} at {root} (split {split!r}) cannot be opened: {message}"
         ) from error
+    return dataset
+
+
+def open_by_names(
+    name: str,
+    root: str | None,
+    split: str,
+    known: Mapping[str, int] | None,
+    *,
+    always: bool = False,
+    source: str = "the model",
+    **options: Any,
+) -> torch.utils.data.Dataset:
+    """Open a data set whose labels are mapped by the names of its classes to the indices that a model knows.
+
+    Args:
+        name: As for `open_dataset`.
+        root: As for `open_dataset`.
+        split: As for `open_dataset`.
+        known: Class names to indices; None takes the labels as they are.
+        always: Map even where the data set does not tell its classes: its labels are the names.
+        source: What knows the classes, for errors.
+        options: Further arguments of `open_dataset`.
+
+    Raises:
+        UserError: The data set has a class that the model does not know; the message has both lists.
+    """
+    if known is None:
+        return open_dataset(name, root, split, **options)
+    if always and name.partition("/")[0].lower() in ("hfds", "hfids"):
+        return open_dataset(name, root, split, **options | {"class_map": dict(known)})
+    dataset = open_dataset(name, root, split, **options)
+    found = class_mapping(dataset)
+    if not found or found == dict(known):
+        return dataset
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        missing = sorted(set(known) - set(found))
+        raise UserError(
+            f"{source} does not know {len(unknown)} class(es) of the data: {_listed(unknown)}; it knows "
+            f"{_listed(sorted(known))}"
+            + (f"; only in {source}: {_listed(missing)}; only in the data: {_listed(unknown)}" if missing else "")
+            + "; rename the folders, or map their names to indices with --class-map FILE"
+        )
+    if not isinstance(dataset, (ImageDataset, torch.utils.data.IterableDataset)):
+        raise UserError(
+            f"data set {name!r} numbers its classes otherwise than {source} and cannot be told; found "
+            f"{_listed(sorted(found, key=lambda key: found[key]))}, expected {_listed(sorted(known))}"
+        )
+    return open_dataset(name, root, split, **options | {"class_map": dict(known)})
+
+
+def read_class_map(file: str, *folders: str | None) -> dict[str, int]:
+    """Read a class map: a name per line, or a pickled dictionary of names to indices.
+
+    Args:
+        file: Path, from here or from one of the folders.
+        folders: Where else it may lie.
+
+    Raises:
+        UserError: There is no such file, or it holds something else.
+    """
+    places = [Path(file), *(Path(folder) / file for folder in folders if folder)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise UserError(f"--class-map {file} does not exist")
+    try:
+        mapping = {name: int(index) for name, index in load_class_map(str(path)).items() if name != ""}
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"--class-map {file} cannot be read: {reason}; expected a .txt file, a name per line"
+        ) from error
+    if not mapping or min(mapping.values()) < 0:
+        raise UserError(f"--class-map {file} has no names, or negative indices")
+    return mapping
+
+
+def check_indices(given: Mapping[str, int], total: int, what: str) -> None:
+    """Raise where a class map has more indices than a model classes."""
+    if max(given.values()) >= total:
+        raise UserError(f"{what} goes up to index {max(given.values())}, but the model has {total} classes, 0 to n - 1")
+
+
+@contextmanager
+def _all_endings() -> Iterator[None]:
+    """Let timm's readers take every file that is read here."""
+    before = get_img_extensions()
+    set_img_extensions(endings())
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    return ", ".join(map(str, names[:most])) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def log_taken(dataset: torch.utils.data.Dataset, what: str) -> None:
+    """Log how many images a data set takes and how many files of its folder it passes over, by ending."""
+    reader = getattr(dataset, "reader", None)
+    if not isinstance(dataset, ImageDataset):
+        return
+    if isinstance(reader, ReaderImageFolder):
+        taken = [path for path, _ in reader.samples]
+        present = [
+            os.path.join(place, name) for place, _, names in os.walk(reader.root, followlinks=True) for name in names
+        ]
+        _logger.info("%s: %s", what, taken_and_passed_over(taken, present))
+    elif hasattr(reader, "root"):
+        try:
+            names = dataset.filenames()
+        except (AttributeError, NotImplementedError, TypeError, KeyError, AssertionError):
+            names = []
+        _logger.info("%s: %d images%s", what, len(dataset), f" ({count_endings(names)})" if names else "")
 
 
 def find_split(root: str | None, split: str) -> Path:
@@ -88,40 +209,57 @@ def find_split(root: str | None, split: str) -> Path:
     if not has_images(target):
         raise UserError(
             f"data folder {target} holds no images; expected {match}/<class>/<image> with one of "
-            + ", ".join(get_img_extensions())
+            + ", ".join(endings())
         )
     return target
 
 
 def has_images(folder: Path) -> bool:
     """Return whether an image or tar file lies anywhere below a folder."""
-    endings = (*get_img_extensions(), ".tar")
-    return any(name.lower().endswith(endings) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    wanted = (*endings(), ".tar")
+    return any(name.lower().endswith(wanted) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+
+
+def class_mapping(dataset: torch.utils.data.Dataset) -> dict[str, int] | None:
+    """Return class names to indices, or None where the data set does not tell them."""
+    reader = getattr(dataset, "reader", dataset)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    return dict(mapping) if isinstance(mapping, dict) and mapping else None
+
+
+def names_by_index(mapping: Mapping[str, int] | None) -> list[str] | None:
+    """Return the class names by index; names that share one are joined, an index without any is its own name."""
+    if not mapping:
+        return None
+    names: list[list[str]] = [[] for _ in range(max(mapping.values()) + 1)]
+    for name, index in mapping.items():
+        names[index].append(str(name))
+    return [" / ".join(group) or str(index) for index, group in enumerate(names)]
 
 
 def class_names(dataset: torch.utils.data.Dataset) -> list[str] | None:
     """Return the class names by index, or None where the data set does not tell them."""
-    reader = getattr(dataset, "reader", dataset)
-    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
-    return sorted(mapping, key=lambda name: mapping[name]) if isinstance(mapping, dict) else None
+    return names_by_index(class_mapping(dataset))
 
 
-def check_same_classes(train: torch.utils.data.Dataset, validation: torch.utils.data.Dataset) -> None:
-    """Raise when two splits of an image folder do not have the same classes."""
-    ours, theirs = class_names(train), class_names(validation)
-    if ours is None or theirs is None or ours == theirs:
-        return
-    missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+def labels(dataset: torch.utils.data.Dataset) -> list[int]:
+    """Return the label of every sample without reading an image.
+
+    Raises:
+        UserError: The data set does not tell them.
+    """
+    reader = getattr(dataset, "reader", None)
+    if isinstance(reader, ReaderImageFolder):
+        return [label for _, label in reader.samples]
+    if getattr(reader, "targets", None) is not None:
+        return [int(label) for label in reader.targets]
+    if hasattr(reader, "iter_targets"):
+        return [int(label) for label in reader.iter_targets()]
+    if getattr(dataset, "targets", None) is not None:
+        return [int(label) for label in dataset.targets]
     raise UserError(
-        f"the training split has {len(ours)} classes and the validation split {len(theirs)}"
-        + (f"; only in training: {', '.join(missing[:5])}" if missing else "")
-        + (f"; only in validation: {', '.join(extra[:5])}" if extra else "")
+        "class weights and balanced sampling need a data set that tells its labels: a folder, tar, or hfds/"
     )
-
-
-def image_mode(channels: int) -> str:
-    """Return the PIL mode that images are read in for a number of channels."""
-    return "L" if channels == 1 else "RGB"
 
 
 class ReadableImages(torch.utils.data.Dataset):
@@ -136,7 +274,7 @@ class ReadableImages(torch.utils.data.Dataset):
         seed: Seed of the augmentation.
         bad_images: "refuse" raises on an unreadable image, "skip" logs its path and takes the next readable one in
             training, or marks the label with `SKIPPED` in evaluation.
-        mode: PIL mode of the image in the place of a skipped one, where the data set does not convert to one.
+        reader: Brings images to the model's channels.
     """
 
     def __init__(
@@ -146,13 +284,13 @@ class ReadableImages(torch.utils.data.Dataset):
         *,
         seed: int = 0,
         bad_images: str = "refuse",
-        mode: str = "RGB",
+        reader: ImageReader | None = None,
     ):
         self.dataset: Any = dataset  # torch's type has no length
         self.transform = transform
         self.seed = seed
         self.bad_images = bad_images
-        self.mode = getattr(dataset, "input_img_mode", None) or mode
+        self.reader = reader or ImageReader()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -169,10 +307,10 @@ class ReadableImages(torch.utils.data.Dataset):
             if self.bad_images == "refuse":
                 raise
             _logger.warning("%s; skipped", error)
-            image, label = Image.new(self.mode, (8, 8)), SKIPPED
+            image, label = self.reader.blank(), SKIPPED
         return self.transform(image), label
 
-    def _first_readable(self, index: int) -> tuple[Image.Image, int]:
+    def _first_readable(self, index: int) -> tuple[Image.Image | Planes, int]:
         for offset in range(len(self)):
             try:
                 return self._read((index + offset) % len(self))
@@ -182,20 +320,23 @@ class ReadableImages(torch.utils.data.Dataset):
                 _logger.warning("%s; skipped", error)
         raise UserError("no image of the data set can be read")
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Image.Image | Planes, int]:
+        if isinstance(self.dataset, ImageDataset):
+            try:
+                file, label, *_ = self.dataset.reader[index]
+            except OSError as error:
+                raise BadImageError(f"image {self._path(index)} cannot be read: {error.strerror}") from error
+            with file:
+                return self.reader.read(file, self._path(index)), -1 if label is None else label
         try:
-            if not isinstance(self.dataset, ImageDataset):
-                return self.dataset[index]
-            file, label, *_ = self.dataset.reader[index]
-            image: Image.Image = Image.open(file)
-            image = image.convert(self.dataset.input_img_mode) if self.dataset.input_img_mode else image
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on a damaged file
+            image, label = self.dataset[index]
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a damaged file
             reason = " ".join(str(error).split())
             raise BadImageError(f"image {self._path(index)} cannot be read: {reason}") from error
-        return image, -1 if label is None else label
+        return self.reader.convert(image, self._path(index)) if isinstance(image, Image.Image) else image, label
 
     def _path(self, index: int) -> str:
         if isinstance(self.dataset, ImageDataset):
-            return str(self.dataset.filename(index, absolute=True))
+            name = self.dataset.filename(index, absolute=True)
+            return str(name) if name else f"number {index}"
         return f"number {index}"

@@ -11,7 +11,8 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, IterableDataset
 
 from ...errors import UserError
-from .datasets import ReadableImages, image_mode
+from .datasets import ReadableImages
+from .images import ChannelTransform, ImageReader
 from .processes import World
 from .sampling import EpochBatches, EvaluationIndices
 from .workers import ExplainedLoader, ignore_signals
@@ -148,6 +149,8 @@ def create_train_loader(
     repeats: int = 0,
     pin_memory: bool = False,
     bad_images: str = "refuse",
+    reader: ImageReader | None = None,
+    sample_weights: Sequence[float] | None = None,
 ) -> TrainLoader:
     """Build the training loader.
 
@@ -166,6 +169,8 @@ def create_train_loader(
         repeats: Copies of a sample per epoch.
         pin_memory: Pin host memory for faster copies to a GPU.
         bad_images: As for `ReadableImages`.
+        reader: Brings images to the model's channels.
+        sample_weights: Draw samples with these weights instead of each once.
 
     Raises:
         UserError: The data set has fewer samples than one batch of all processes needs.
@@ -187,11 +192,20 @@ def create_train_loader(
             persistent_workers=False,
             **augmentation,
         )
+        _read_with(dataset, reader)
         return TrainLoader(_stream(stream), None, None, mixup, mixup_off_epoch)
 
     transform = create_transform(data_config["input_size"], is_training=True, use_prefetcher=True, **augmentation)
-    images = ReadableImages(dataset, transform, seed=seed, bad_images=bad_images)
-    sampler = EpochBatches(len(images), batch_size, seed=seed, rank=world.rank, world_size=world.size, repeats=repeats)
+    images = ReadableImages(dataset, ChannelTransform(transform), seed=seed, bad_images=bad_images, reader=reader)
+    sampler = EpochBatches(
+        len(images),
+        batch_size,
+        seed=seed,
+        rank=world.rank,
+        world_size=world.size,
+        repeats=repeats,
+        weights=sample_weights,
+    )
     if not len(sampler):
         raise UserError(
             f"the training split has {len(images)} images, too few for one batch of "
@@ -215,6 +229,7 @@ def create_eval_loader(
     world: World | None = None,
     pin_memory: bool = False,
     bad_images: str = "refuse",
+    reader: ImageReader | None = None,
 ) -> PrefetchLoader | ExplainedLoader:
     """Build an evaluation loader; every sample is read once by one of the processes."""
     world = world or World()
@@ -235,6 +250,7 @@ def create_eval_loader(
             pin_memory=pin_memory,
             persistent_workers=False,
         )
+        _read_with(dataset, reader)
         return _stream(stream)
     transform = create_transform(
         data_config["input_size"],
@@ -245,7 +261,7 @@ def create_eval_loader(
         crop_mode=data_config["crop_mode"],
     )
     loader = DataLoader(
-        ReadableImages(dataset, transform, bad_images=bad_images, mode=image_mode(data_config["input_size"][0])),
+        ReadableImages(dataset, ChannelTransform(transform), bad_images=bad_images, reader=reader),
         batch_size=batch_size,
         sampler=EvaluationIndices(len(dataset), rank=world.rank, world_size=world.size),
         **_worker_options(workers, pin_memory),
@@ -258,6 +274,19 @@ def _on_device(loader: DataLoader, data_config: dict, device: torch.device) -> P
     channels = data_config["input_size"][0]
     explained: Any = ExplainedLoader(loader)  # any iterable will do
     return PrefetchLoader(explained, data_config["mean"], data_config["std"], channels, device)
+
+
+def _read_with(dataset: Any, reader: ImageReader | None) -> None:
+    """Bring a stream's images to the model's channels before timm's transform."""
+    dataset.transform = _Converted(reader or ImageReader(), ChannelTransform(dataset.transform))
+
+
+class _Converted:
+    def __init__(self, reader: ImageReader, transform: Any):
+        self.reader, self.transform = reader, transform
+
+    def __call__(self, image: Any) -> Any:
+        return self.transform(self.reader.convert(image, "of the stream"))
 
 
 def _stream(loader: Any) -> ExplainedLoader:

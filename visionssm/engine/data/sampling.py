@@ -1,9 +1,9 @@
 """Which samples a process reads, as a function of seed, epoch, rank and position."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, WeightedRandomSampler
 
 SampleKey = tuple[int, int, int]
 
@@ -23,10 +23,19 @@ class EpochBatches(Sampler[list[SampleKey]]):
         rank: Number of this process.
         world_size: Number of processes.
         repeats: Copies of every sample (repeated augmentation, arXiv:1901.09335); 0 or 1 for none.
+        weights: Draw the samples of an epoch with replacement by these weights, instead of each once.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, repeats: int = 0
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 0,
+        weights: Sequence[float] | None = None,
     ):
         self.num_samples = num_samples
         self.batch_size = batch_size
@@ -34,6 +43,7 @@ class EpochBatches(Sampler[list[SampleKey]]):
         self.rank = rank
         self.world_size = world_size
         self.repeats = max(repeats, 1)
+        self.weights = weights
         self.epoch = 0
         self.first_batch = 0
 
@@ -48,7 +58,10 @@ class EpochBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.num_samples, generator=generator).tolist()
+        else:
+            order = list(WeightedRandomSampler(self.weights, self.num_samples, generator=generator))
         total = len(order) * self.repeats
         for batch in range(self.first_batch, len(self)):
             keys = []

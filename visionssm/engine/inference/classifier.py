@@ -1,7 +1,7 @@
 """A trained classifier read back: the model, how its images are prepared, and its class names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from ...checkpoints import load, read
 from ...errors import UserError
+from ..data.datasets import names_by_index
+from ..data.images import MAX_PIXELS, ImageReader
 from ..data.loaders import data_config
 from .models import create_model
 
@@ -23,12 +25,22 @@ class Classifier:
         model: Module from (b, c, h, w) normalised images to (b, classes) logits.
         data_config: Input size, normalisation, resampling and crop, as timm resolves them.
         classes: Class names by index, or None where they are not known.
+        reader: Brings images to the model's channels, as in training.
+        class_map: Names of a data set's classes to indices, or None where they are not known.
+        from_run: The class names are those of a training run.
+        class_map_given: The run was told the class map, so that labels are names of it.
+        columns: `input_key` and `target_key` of the run's data.
     """
 
     name: str
     model: torch.nn.Module
     data_config: dict[str, Any]
     classes: list[str] | None
+    reader: ImageReader = field(default_factory=ImageReader)
+    class_map: dict[str, int] | None = None
+    from_run: bool = False
+    class_map_given: bool = False
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 def load_classifier(
@@ -39,8 +51,13 @@ def load_classifier(
     device: torch.device | str = "cpu",
     pretrained: bool = False,
     num_classes: int | None = None,
+    in_chans: int | None = None,
+    global_pool: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     data_options: Mapping[str, Any] | None = None,
+    image_mode: str | None = None,
+    pixel_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Classifier:
     """Read a classifier.
 
@@ -51,8 +68,13 @@ def load_classifier(
         device: Where the model goes.
         pretrained: Load the published weights.
         num_classes: Classes, where neither run nor model decide.
+        in_chans: Input channels, above those of the run.
+        global_pool: Pooling, above that of the run.
         model_kwargs: Further constructor arguments, above those of the run.
         data_options: timm's data options (`img_size`, `crop_pct`, `mean`, ...) above those of run and model.
+        image_mode: Pillow mode of the images, above that of the run.
+        pixel_range: What is black and white in images that are not 8-bit, above that of the run.
+        max_pixels: Larger images are refused; 0 for no limit.
 
     Raises:
         UserError: There is no such model, the file is damaged or of another model.
@@ -75,23 +97,53 @@ def load_classifier(
         name,
         pretrained=pretrained and not checkpoint,
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
-        **{"in_chans": stored.get("in_chans"), "global_pool": stored.get("gp")} | kwargs,
+        **{
+            "in_chans": in_chans or stored.get("in_chans"),
+            "global_pool": stored.get("gp") if global_pool is None else global_pool,
+        }
+        | kwargs,
     )
     if source:
         load(source, model)
     facts = source.run.get("facts", {}) if source else {}
-    channels = kwargs.get("in_chans") or stored.get("in_chans")
+    channels = kwargs.get("in_chans") or in_chans or stored.get("in_chans")
     config = data_config(data_options or {}, (model.pretrained_cfg or {}) | facts.get("data_config", {}), channels)
-    classes = facts.get("classes") or imagenet_classes(model)
-    return Classifier(name, model.to(device).eval(), config, classes)
+    stored_range = facts.get("pixel_range")
+    reader = ImageReader(
+        config["input_size"][0],
+        image_mode or facts.get("image_mode") or stored.get("input_img_mode"),
+        pixel_range or (tuple(stored_range) if stored_range else None),
+        max_pixels,
+    )
+    names = facts.get("classes")
+    class_map = facts.get("class_map") or ({name: index for index, name in enumerate(names)} if names else None)
+    return Classifier(
+        name,
+        model.to(device).eval(),
+        config,
+        names_by_index(class_map) or imagenet_classes(model),
+        reader,
+        class_map or imagenet_synsets(model),
+        class_map is not None,
+        facts.get("class_map_given", bool(stored.get("class_map"))),
+        facts.get("columns") or {key: stored.get(key) for key in ("input_key", "target_key")},
+    )
+
+
+def imagenet_synsets(model: torch.nn.Module) -> dict[str, int] | None:
+    """Return the synsets by which ImageNet's folders are called, to the indices of a model with published weights."""
+    info = _imagenet(model)
+    return None if info is None else {name: index for index, name in enumerate(info.label_names())}
 
 
 def imagenet_classes(model: torch.nn.Module) -> list[str] | None:
     """Return ImageNet's class descriptions for a model with one of its known class sets."""
+    info = _imagenet(model)
+    return None if info is None else [info.index_to_description(index) for index in range(model.num_classes)]
+
+
+def _imagenet(model: torch.nn.Module) -> ImageNetInfo | None:
     if not getattr(model, "pretrained_cfg", None) or model.num_classes not in (1000, 11221, 11821, 21841, 21843, 12000):
         return None
     subset = infer_imagenet_subset(model)
-    if not subset:
-        return None
-    info = ImageNetInfo(subset)
-    return [info.index_to_description(index) for index in range(model.num_classes)]
+    return ImageNetInfo(subset) if subset else None

@@ -1,7 +1,8 @@
-"""Loss, top-1 and top-5 over a loader."""
+"""Loss, top-1 and top-5 over a loader, and what single classes come to."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from timm.task import ClassificationEvaluator
@@ -18,7 +19,7 @@ def evaluate(
     device: torch.device,
     *,
     autocast: Callable[[], AbstractContextManager],
-    on_batch: Callable[[torch.Tensor], None] | None = None,
+    on_batch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     channels_last: bool = False,
 ) -> dict[str, float]:
     """Evaluate a model.
@@ -28,7 +29,7 @@ def evaluate(
         loader: Batches of images and class indices on the device; the shares of all processes are summed.
         device: Where the batches are.
         autocast: Context of the forward pass.
-        on_batch: Called with the logits of every batch; what it raises ends the evaluation.
+        on_batch: Called with logits and labels of every batch; what it raises ends the evaluation.
         channels_last: Give the model channels-last images.
 
     Returns:
@@ -52,7 +53,7 @@ def evaluate(
             )
         evaluator.update(logits[kept], labels[kept])
         if on_batch is not None:
-            on_batch(logits)
+            on_batch(logits, labels)
     distributed = dist.is_initialized()
     count = evaluator.counts[:1].clone()
     if distributed:
@@ -60,3 +61,67 @@ def evaluate(
     if not count.item():
         raise UserError("the evaluation has no readable image")
     return dict(evaluator.compute(distributed=distributed))
+
+
+class Tally:
+    """Counts which class is taken for which, and how sure the model is when it is right.
+
+    Args:
+        num_classes: Classes of the model.
+        bins: Bins of confidence, of equal width.
+
+    Attributes:
+        confusion: Images (classes, classes), by truth and prediction.
+    """
+
+    def __init__(self, num_classes: int, bins: int = 15):
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.long)
+        self.bins = torch.zeros(3, bins, dtype=torch.float64)  # images, right ones, sum of confidences
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch: logits (b, classes), labels (b,); what was skipped is left out."""
+        kept = labels != SKIPPED
+        confidence, prediction = (value.cpu() for value in logits[kept].double().softmax(-1).max(-1))
+        truth = labels[kept].cpu()
+        total = len(self.confusion)
+        self.confusion += torch.bincount(truth * total + prediction, minlength=total**2).view(total, total)
+        count = self.bins.shape[1]
+        place = (confidence * count).ceil().long().clamp(1, count) - 1
+        for row, values in enumerate((torch.ones_like(confidence), (prediction == truth).double(), confidence)):
+            self.bins[row] += torch.bincount(place, values, minlength=count)
+
+    def calibration_error(self) -> float:
+        """Return the expected calibration error in percent (Guo et al., arXiv:1706.04599, section 2)."""
+        return 100 * ((self.bins[1] - self.bins[2]).abs().sum() / self.bins[0].sum().clamp(min=1)).item()
+
+    def mean_class_accuracy(self) -> float:
+        """Return top-1 in percent, averaged over the classes that have images."""
+        images = self.confusion.sum(1)
+        present = images > 0
+        return 100 * (self.confusion.diag()[present] / images[present]).double().mean().item() if present.any() else 0.0
+
+    def rows(self, names: list[str] | None) -> list[dict[str, Any]]:
+        """Return a row per class: its images, how many of them are right, and of those taken for it how many are."""
+        right, images, taken = self.confusion.diag(), self.confusion.sum(1), self.confusion.sum(0)
+        return [
+            {
+                "class": name,
+                "images": int(images[i]),
+                "top1": round(100 * int(right[i]) / int(images[i]), 3) if images[i] else None,
+                "precision": round(100 * int(right[i]) / int(taken[i]), 3) if taken[i] else None,
+            }
+            for i, name in enumerate(self._names(names))
+        ]
+
+    def confusion_rows(self, names: list[str] | None) -> list[dict[str, Any]]:
+        """Return a row per true class with the images that were taken for each."""
+        known = self._names(names)
+        counts = self.confusion.tolist()
+        return [
+            {"truth": name} | dict(zip((f"as {other}" for other in known), row, strict=True))
+            for name, row in zip(known, counts, strict=True)
+        ]
+
+    def _names(self, names: list[str] | None) -> list[str]:
+        known = list(names or [])[: len(self.confusion)]
+        return known + [str(index) for index in range(len(known), len(self.confusion))]

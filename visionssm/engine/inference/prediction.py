@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from timm.data import create_transform
-from timm.data.readers import get_img_extensions
 
 from ...errors import UserError
-from ..data.datasets import BadImageError, image_mode
+from ..data.images import BadImageError, ChannelTransform, ImageReader, endings, taken_and_passed_over
 from ..reports.plots import Prediction
 from .classifier import Classifier
 
@@ -20,28 +19,40 @@ _logger = logging.getLogger(__name__)
 
 
 def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Return image files: those named and, sorted, those below named folders.
+    """Return image files: those named and, sorted, those below named folders; says how many, and what it passed over.
 
     Raises:
         UserError: A place does not exist, or there is no image anywhere.
     """
-    endings = tuple(get_img_extensions())
+    wanted = endings()
     found: list[Path] = []
+    present: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            found += sorted(path for path in place.rglob("*") if path.name.lower().endswith(endings))
+            files = sorted(path for path in place.rglob("*") if path.is_file())
+            found += [path for path in files if path.suffix.lower() in wanted]
+            present += files
         elif place.is_file():
             found.append(place)
         else:
             raise UserError(f"{place} does not exist")
     if not found:
-        raise UserError(f"no images in {', '.join(map(str, places))}; expected files with {', '.join(endings)}")
+        raise UserError(f"no images in {', '.join(map(str, places))}; expected files with {', '.join(wanted)}")
+    if present:
+        _logger.info("%s: %s", ", ".join(map(str, places)), taken_and_passed_over(found, present))
     return found
 
 
-def truth_of(path: Path, classes: Sequence[str] | None) -> str | None:
+def truth_of(path: Path, classifier: Classifier) -> str | None:
     """Return the class that the folder of an image names, as in an image folder, or None."""
-    return path.parent.name if classes is not None and path.parent.name in classes else None
+    index = (classifier.class_map or {}).get(path.parent.name)
+    return None if index is None else name_of(index, classifier)
+
+
+def name_of(index: int, classifier: Classifier) -> str:
+    """Return what a class is called; its number where it has no name."""
+    known = classifier.classes or []
+    return known[index] if index < len(known) else str(index)
 
 
 @torch.inference_mode()
@@ -64,20 +75,20 @@ def predict(
     transform = create_transform(
         config["input_size"],
         is_training=False,
+        use_prefetcher=True,
         interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
     device = next(classifier.model.parameters()).device
-    mode = image_mode(config["input_size"][0])
+    in_channels = ChannelTransform(transform)
+    mean, std = (255 * torch.tensor(config[name], device=device).view(-1, 1, 1) for name in ("mean", "std"))
     results: list[Prediction] = []
     for start in range(0, len(paths), batch_size):
         kept, images = [], []
         for path in paths[start : start + batch_size]:
             try:
-                images.append(transform(read_image(path, mode)))
+                images.append(torch.as_tensor(in_channels(classifier.reader.read(path, str(path)))))
                 kept.append(path)
             except BadImageError as error:
                 if bad_images == "refuse":
@@ -85,25 +96,23 @@ def predict(
                 _logger.warning("%s; skipped", error)
         if not kept:
             continue
-        probabilities = classifier.model(torch.stack(images).to(device)).float().softmax(-1).cpu()
+        probabilities = classifier.model((torch.stack(images).to(device) - mean) / std).float().softmax(-1).cpu()
         best = probabilities.topk(min(topk, probabilities.shape[-1]))
         for path, values, indices in zip(kept, best.values.tolist(), best.indices.tolist(), strict=True):
-            names = [classifier.classes[i] if classifier.classes else str(i) for i in indices]
-            results.append(Prediction(path, names, values, truth_of(path, classifier.classes)))
+            names = [name_of(index, classifier) for index in indices]
+            results.append(Prediction(path, names, values, truth_of(path, classifier)))
     return results
 
 
 def read_image(path: Path, mode: str) -> Image.Image:
-    """Read an image file completely.
+    """Read an image file completely, in a mode of one or three channels.
 
     Raises:
-        BadImageError: It cannot be decoded.
+        BadImageError: It cannot be decoded or used.
     """
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"image {path} cannot be read: {' '.join(str(error).split())}") from error
+    image = ImageReader(1 if mode == "L" else 3, mode).read(path, str(path))
+    assert isinstance(image, Image.Image)
+    return image
 
 
 def table(predictions: Sequence[Prediction], limit: int | None = None) -> str:

@@ -257,3 +257,35 @@ def _part_labels(figure: Figure, labels: Sequence[Annotation]) -> None:
             y += 2 * 72 / figure.dpi
         label.set_position((x, y))
         taken.append(box)
+
+
+def draw_confusion(counts: Any, names: Sequence[str] | None, path: str | Path, title: str) -> None:
+    """Draw how often each class is taken for which, as shares of the true class.
+
+    Args:
+        counts: Integer tensor (classes, classes) by truth and prediction.
+        names: Class names, or None for their numbers.
+        path: PNG file.
+        title: Heading.
+    """
+    total = len(counts)
+    images = counts.sum(1, keepdim=True)
+    shares = (counts / images.clamp(min=1)).numpy()
+    side = min(4 + 0.28 * total, 14)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+    right = int(counts.diag().sum())
+    axes.set(xlabel="prediction", ylabel="truth", title=f"{title}: {right} of {int(counts.sum())} right")
+    if total <= 40:
+        labels = [*(names or [])[:total], *map(str, range(len(names or []), total))]
+        axes.set_xticks(range(total), labels, rotation=90, fontsize=8)
+        axes.set_yticks(range(total), labels, fontsize=8)
+    if total <= 20:
+        for row in range(total):
+            for column in range(total):
+                if counts[row, column]:
+                    color = "white" if shares[row, column] > 0.5 else "black"
+                    axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=color, fontsize=7)
+    save_figure(figure, path)

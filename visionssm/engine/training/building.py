@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,30 @@ def loss_arguments(
     if not bce_loss:
         return common
     return common | {"loss_type": "bce", "bce_target_thresh": bce_target_thresh, "bce_sum": bce_sum}
+
+
+def balanced_weights(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Return weights (classes,) inverse to the images of a class, whose mean over the images is 1; 0 without images."""
+    counts = torch.bincount(torch.tensor(labels), minlength=num_classes).double()
+    weights = len(labels) / ((counts > 0).sum() * counts.clamp(min=1)) * (counts > 0)
+    return weights.float()
+
+
+def balanced_samples(labels: Sequence[int]) -> list[float]:
+    """Return a weight per image that makes every class as likely."""
+    return balanced_weights(labels, max(labels) + 1)[torch.tensor(labels)].tolist()
+
+
+def weighted_loss(arguments: Mapping[str, Any], weights: torch.Tensor) -> torch.nn.Module:
+    """Return torch's cross-entropy with class weights, for the arguments that `loss_arguments` returned.
+
+    Raises:
+        UserError: They ask for another loss.
+    """
+    if arguments.get("loss_type"):
+        raise UserError("--class-weights weigh the cross-entropy and do not go with --bce-loss")
+    smoothing = 0.0 if arguments["soft_targets"] else arguments["smoothing"]  # mixing has smoothed already
+    return torch.nn.CrossEntropyLoss(weights, label_smoothing=smoothing)
 
 
 def learning_rate(

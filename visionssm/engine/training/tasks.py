@@ -86,25 +86,29 @@ class Distillation:
 
 
 def create_task(
-    model: torch.nn.Module, loss: dict[str, Any], device: torch.device, distillation: Distillation | None = None
+    model: torch.nn.Module,
+    loss: dict[str, Any] | torch.nn.Module,
+    device: torch.device,
+    distillation: Distillation | None = None,
 ) -> CarriesRunState:
     """Return a task: plain classification, or distillation from a teacher.
 
     Args:
         model: Module to be trained.
-        loss: Arguments of timm's loss factory.
+        loss: Arguments of timm's loss factory, or the loss.
         device: Device.
         distillation: The teacher and what is learnt from it.
 
     Raises:
         UserError: The teacher cannot be built or does not fit the student.
     """
+    chosen = {"criterion": loss} if isinstance(loss, torch.nn.Module) else {"criterion_kwargs": loss}
     if distillation is None:
-        return Classification(model, criterion_kwargs=loss, device=device, verbose=False)
+        return Classification(model, **chosen, device=device, verbose=False)
     options: dict[str, Any] = dict(
         student_model=model,
         teacher_model=distillation.teacher,
-        criterion_kwargs=loss,
+        **chosen,
         teacher_pretrained_path=distillation.teacher_path,
         distill_loss_weight=distillation.distill_loss_weight,
         task_loss_weight=distillation.task_loss_weight,

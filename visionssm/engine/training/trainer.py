@@ -176,8 +176,23 @@ class Trainer:
             if not self.position.step or not self.world.primary:  # the sum covers all processes
                 self.position.forget_losses()
             load_scheduler_state(self.scheduler, state["scheduler"])
+            self.set_rate()
         if self.saver is not None and self.continues_folder:
             self.saver.restore(checkpoint, path)
+
+    def set_rate(self) -> None:
+        """Give the optimizer the rate that the schedule has for the position, whatever schedule a checkpoint followed.
+
+        Only plateau's rate depends on the past; it stays.
+        """
+        position = self.position
+        if self.scheduler is None or scheduler_state(self.scheduler):
+            return
+        if self.sched_on_updates:
+            done = -(-position.step // self.grad_accum_steps)
+            self.scheduler.step_update(position.epoch * self.updates_per_epoch + done)
+        else:
+            self.scheduler.step(position.epoch)
 
     def start_at(self, epoch: int) -> None:
         """Begin with an epoch, with the learning rate the schedule gives it."""
@@ -374,7 +389,7 @@ class Trainer:
         return (totals[0] / totals[1].clamp(min=1)).item()
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float]:
-        def on_batch(logits: torch.Tensor) -> None:
+        def on_batch(logits: torch.Tensor, labels: torch.Tensor) -> None:
             if self.world.size == 1 and stop.agreed(self.world, self.device):
                 self.store_position()
                 raise stop.interruption()
@@ -431,6 +446,8 @@ def scheduler_state(scheduler: Scheduler | None) -> dict[str, Any]:
 
 
 def load_scheduler_state(scheduler: Scheduler | None, state: dict[str, Any]) -> None:
-    """Restore what `scheduler_state` returned."""
-    if state:
-        scheduler.lr_scheduler.load_state_dict(state)
+    """Restore the past that `scheduler_state` returned, if the schedule has one; its settings stay."""
+    inner = getattr(scheduler, "lr_scheduler", None)
+    if inner is not None:
+        past = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
+        inner.load_state_dict({name: state[name] for name in past if name in state})
