@@ -7,6 +7,7 @@ from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
+from .pooling import make_map_pool
 from .residual_stream import StreamBlock
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype

@@ -116,7 +116,9 @@ class HierarchicalModel(VisionModel):
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels that the classifier sees; a pool that joins two has twice those of the map."""
+        """Channels that the classifier sees: those of the head, and twice those of the map for a pool that joins two."""
+        if hasattr(self.head, "hidden_size"):
+            return self.head.hidden_size
         pool = getattr(self.head, "global_pool", None)
         return self.num_features * (pool.feat_mult() if hasattr(pool, "feat_mult") else 1)
 

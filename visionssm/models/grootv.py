@@ -19,7 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, ConvStem, ResidualBlock, SelectiveSSM, split_linear, state_dtype
+from ..layers import ConvDownsample, ConvStem, ResidualBlock, SelectiveSSM, make_map_pool, split_linear, state_dtype
 from ..ops import spanning_tree, tree_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -122,9 +122,8 @@ class GrootVHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifier, and the pooling unless it is None."""
-        if pool_type not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '', got {pool_type!r}")
         if pool_type is not None:
+            self.global_pool = make_map_pool(pool_type)
             self.pool_type = pool_type
         self.num_classes = num_classes
         fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
@@ -138,7 +137,7 @@ class GrootVHead(nn.Module):
         if not self.pool_type and not self.num_classes:
             return x
         x = self.act(self.norm(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-        x = self.drop(x.mean((1, 2)) if self.pool_type else x)
+        x = self.drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
 
 
@@ -152,7 +151,7 @@ class GrootV(HierarchicalModel):
         layer_scale: Initial value of a learned scale of each branch; None, as published, for no scale.
         norm_layer: Norm over channels, a name or a class; inside the mixers and in the head the norms are as published.
         norm_eps: Epsilon of `norm_layer`.
-        **shared: Further arguments of `HierarchicalModel`; `global_pool` is "avg" or "".
+        **shared: Further arguments of `HierarchicalModel`; `global_pool` is "avg", "max", "avgmax" or "".
     """
 
     # there the skip weights D were vectors; A_log and dt_bias were not, and were decayed
@@ -218,7 +217,6 @@ class GrootV(HierarchicalModel):
             norm_eps=norm_eps,
             **shared,
         )
-        self.head_hidden_size = self.head.hidden_size
 
     def prune_intermediate_layers(
         self,

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, LayerNorm, Mlp, SelectAdaptivePool2d, trunc_normal_
+from timm.layers import ConvNormAct, LayerNorm, Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, ResidualBlock, SelectiveSSM
+from ..layers import ConvDownsample, ResidualBlock, SelectiveSSM, make_map_pool
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -269,15 +269,9 @@ class GroupMambaHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifiers, and the pooling unless it is None."""
-        if pool_type not in (None, "avg", "max", "avgmax", ""):
-            raise ValueError(
-                f"global_pool must be 'avg', 'max', 'avgmax' or '', got {pool_type!r}; the class block takes the "
-                "channels of the map"
-            )
         if pool_type is not None:
+            self.global_pool = make_map_pool(pool_type, flatten=False)
             self.pool_type = pool_type
-            fast = f"fast{pool_type}" if pool_type else ""
-            self.global_pool = SelectAdaptivePool2d(pool_type=fast, flatten=False, input_fmt="NHWC")
         for name in ("fc", "fc_dist") if self.distilled else ("fc",):
             fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
             setattr(self, name, fc.train(self.training))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .._timm_compat import register_notrace_function
 from ..checkpoints import Layout
-from ..layers import init_a_log_, init_dt_bias_, init_dt_weight_, state_dtype
+from ..layers import init_a_log_, init_dt_bias_, init_dt_weight_, make_map_pool, state_dtype
 from ..ops import wavefront_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -299,9 +299,8 @@ class Mamba2DHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifier, and the pooling unless it is None."""
-        if pool_type not in (None, "avg", ""):
-            raise ValueError(f"global_pool must be 'avg' or '', got {pool_type!r}")
         if pool_type is not None:
+            self.global_pool = make_map_pool(pool_type)
             self.pool_type = pool_type
         self.num_classes = num_classes
         fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
@@ -314,7 +313,7 @@ class Mamba2DHead(nn.Module):
         """
         if not self.pool_type and not self.num_classes:
             return x
-        x = self.norm1(x.mean((1, 2)) if self.pool_type else x)
+        x = self.norm1(self.global_pool(x))
         x = self.drop(self.norm2(self.act(self.fc1(x))))
         return x if pre_logits else self.fc(x)
 
@@ -336,7 +335,7 @@ class Mamba2D(HierarchicalModel):
         d_state: States per channel of the recurrence.
         release: 2; or 1 for a recurrence of twice the width with one input projection, plain attention, norms before
             downsampling and none after the stages.
-        **shared: Arguments of `HierarchicalModel`; `global_pool` is "avg" or "".
+        **shared: Arguments of `HierarchicalModel`; `global_pool` is "avg", "max", "avgmax" or "".
 
     Raises:
         ValueError: an argument is out of its range, or two do not fit each other.
@@ -441,7 +440,6 @@ class Mamba2D(HierarchicalModel):
             **shared,
         )
         self.release = release
-        self.head_hidden_size = self.head.hidden_size
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

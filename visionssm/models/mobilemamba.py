@@ -345,6 +345,8 @@ class NormHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifier, and the pooling unless it is None; the norm goes where its channels do not fit."""
+        if pool_type == "catavgmax":
+            raise ValueError("global_pool 'catavgmax' doubles the channels, but the head's norm takes those of the map")
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         if num_classes and not self.global_pool.pool_type:
