@@ -37,6 +37,7 @@ __all__ = [
     "init_projection_",
     "insert_tokens",
     "is_plain_linear",
+    "make_map_pool",
     "remove_tokens",
     "resample_pos_embed",
     "split_linear",

@@ -116,7 +116,7 @@ class HierarchicalModel(VisionModel):
 
     @property
     def head_hidden_size(self) -> int:
-        """Channels that the classifier sees: those of the head, and twice those of the map for a pool that joins two."""
+        """Channels that the classifier sees: those of the head, or twice the map's for a pool that joins two."""
         if hasattr(self.head, "hidden_size"):
             return self.head.hidden_size
         pool = getattr(self.head, "global_pool", None)
