@@ -1,0 +1,105 @@
+"""Receptive fields, relevance and contributions on the pico variants: what must hold whatever the model."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from tests.families import PICO
+from visionssm.analysis.contributions import contributions
+from visionssm.analysis.hidden_attention import hidden_attention
+from visionssm.analysis.receptive_field import central_square, receptive_field
+from visionssm.analysis.relevance import RULES, _Rules, relevance
+
+ADDED = ("bias", "pos_embed", "pos_embed_cls", "cls_token")
+
+
+def make(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, dtype=torch.float64).eval()
+    for parameter in model.parameters():  # fresh mixers hardly reach the logits
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, mean=0.5, std=0.2)
+    return model
+
+
+def image(name):
+    size = timm.models.get_pretrained_cfg(name).input_size
+    return torch.randn(1, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", PICO)
+def test_relevance_is_conserved(name):
+    """logit = relevance of the pixels + what added parameters hold."""
+    model, x = make(name), image(name)
+    expected = model(x)
+    model.requires_grad_(False)
+    added = [p for n, p in model.named_parameters() if n.endswith(ADDED) and not n.endswith("dt_bias")]
+    for p in added:
+        p.requires_grad_()
+    x = x.requires_grad_()
+    with _Rules(RULES):
+        logits = model(x)
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-10)
+    grads = torch.autograd.grad(logits[0, 2], [x, *added], allow_unused=True)
+    parts = [(t * g).sum() for t, g in zip([x, *added], grads, strict=True) if g is not None]
+    assert abs(float(sum(parts) - logits[0, 2])) < 1e-10 * max(1.0, abs(float(logits[0, 2])))
+
+
+def test_relevance_of_a_class_and_its_errors():
+    model, x = timm.create_model("test_vim", num_classes=5), image("test_vim").float()
+    found = relevance(model.train(), x, 3)
+    assert found.values.shape == (1, 17) and model.training
+    torch.testing.assert_close(found.values.sum(1) + found.rest, found.logits[:, 3])
+    with pytest.raises(ValueError, match="from 0 to 4"):
+        relevance(model, x, 5)
+    with pytest.raises(ValueError, match="no classifier"):
+        relevance(timm.create_model("test_vim", num_classes=0), x)
+    with pytest.raises(ValueError, match="level must be"):
+        relevance(timm.create_model("test_vmamba"), x, level="tokens")
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "test_localvim", "test_localvmamba", "test_groupmamba"])
+def test_contributions_sum_to_the_output(name):
+    model = make(name)
+    if hasattr(model, "embed"):
+        x, grid = model.embed(image(name))
+        x = x.detach().double()
+        layer = lambda s: model.run_block(0, s, grid)  # noqa: E731
+    else:
+        layer = model.stages[1].blocks[0]
+        x = torch.randn(1, 5, 4, layer.mixer.in_proj.in_features if hasattr(layer.mixer, "in_proj") else 32).double()
+    found = contributions(layer, x, reduce=None)
+    output = layer(x).reshape(1, found.tensor.shape[1], -1)
+    torch.testing.assert_close(found.tensor.sum(2) + found.rest, output, atol=1e-9, rtol=1e-9)
+    shares = contributions(layer, x, rows=[0, 3]).matrix
+    torch.testing.assert_close(shares.sum(-1), torch.ones(1, 2, dtype=shares.dtype))
+
+
+def test_hidden_attention_is_the_scan():
+    model = timm.create_model("test_vmamba").eval()
+    mixer = model.stages[0].blocks[0].mixer
+    x = torch.randn(2, 3, 4, 20)
+    seen = {}
+    mixer.ssm.register_forward_hook(lambda module, args, out: seen.update(u=args[0], y=out))
+    matrix = hidden_attention(mixer, x, with_skip=True)
+    assert matrix.shape[:2] == (2, 4) and matrix.shape[-1] == 12
+    y = torch.einsum("bkdij,bjd->bid", matrix, seen["u"].detach())
+    torch.testing.assert_close(y, seen["y"].detach(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="Mamba's mixers"):
+        hidden_attention(mixer, x, with_gate=True)
+
+
+def test_the_field_of_a_convolution_is_its_kernel():
+    class Convolution(nn.Conv2d):
+        def forward_intermediates(self, x, indices, intermediates_only):
+            return [self(x)]
+
+    conv = Convolution(3, 2, 3, padding=1)
+    nn.init.ones_(conv.weight), nn.init.ones_(conv.bias)
+    field = receptive_field(conv, torch.rand(2, 3, 21, 17))
+    assert field.shape == (21, 17) and int((field > 0).sum()) == 9 and central_square(field, 0.99) == (3, 9 / (21 * 17))
+    with pytest.raises(ValueError, match="outside the feature map"):
+        receptive_field(conv, torch.rand(1, 3, 8, 8), position=(9, 0))
+    with pytest.raises(ValueError, match="no image"):
+        receptive_field(conv, [])

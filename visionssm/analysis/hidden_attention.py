@@ -1,0 +1,289 @@
+"""A scan as a matrix: hidden attention (arXiv:2403.01590), and with convolution and gate (arXiv:2405.16504)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import MambaMixer
+from ..ops import causal_conv1d, selective_scan
+from .receptive_field import _frozen
+from .scan_calls import ScanCall, ScanCalls
+
+METHODS = ("raw", "rollout", "attribution", "unified")
+
+
+@torch.no_grad()
+def hidden_attention(
+    layer: nn.Module,
+    x: Tensor,
+    *args: Any,
+    with_conv: bool = False,
+    with_gate: bool = False,
+    with_skip: bool = False,
+) -> Tensor:
+    """The matrices by which the scan of a layer mixes its tokens, in the tokens' own order.
+
+    Args:
+        layer: A layer that scans once. Its matrices M give, with the input u of the scan, its output: M u + D u.
+        x: The layer's input.
+        *args: Further arguments of the layer.
+        with_conv: Multiply by the gain of the activation and the causal convolution, so that the matrices act on the
+            input of the convolution. For Mamba's mixers.
+        with_gate: Multiply rows by the gate. For Mamba's mixers.
+        with_skip: Add D to the diagonal of the scan.
+
+    Returns:
+        (b, k, d, L, L), row = output token; k routes. A step that reads a zero token has no row and no column.
+
+    Raises:
+        ValueError: the layer scans not once, or has no causal convolution or gate to put in.
+    """
+    with ScanCalls() as seen:
+        layer(x, *args)
+    scans = [call for call in seen.calls if call.function is selective_scan]
+    convs = [call for call in seen.calls if call.function is causal_conv1d]
+    if len(scans) != 1:
+        raise ValueError(f"hidden attention is that of one scan, but {type(layer).__name__} makes {len(scans)}")
+    if (with_conv or with_gate) and not (isinstance(layer, MambaMixer) and len(convs) == 1):
+        raise ValueError("with_conv and with_gate are for Mamba's mixers, which convolve causally and gate with SiLU")
+    parts = _Steps(scans[0].arguments)
+    matrix = parts.matrices(with_skip)
+    if with_conv:
+        conv = convs[0]
+        matrix = (matrix * torch.sigmoid(_steps_first(conv.output))[:, :, :, None]) @ _taps(
+            conv.arguments, parts.length
+        )
+    matrix = parts.by_token(matrix)
+    if with_gate:
+        gate = F.silu(layer.in_proj(x).chunk(2, dim=-1)[1])
+        matrix = matrix * gate.transpose(1, 2)[:, None, :, :, None]
+    return matrix
+
+
+def _steps_first(x: Tensor) -> Tensor:
+    """(b, T, [k,] d) to (b, k, d, T)."""
+    return (x if x.ndim == 4 else x.unsqueeze(2)).permute(0, 2, 3, 1)
+
+
+def _taps(arguments: dict[str, Any], length: int) -> Tensor:
+    """The causal convolution of each channel as a matrix (1, k, d, T, T) over scan steps."""
+    weight = arguments["weight"]
+    weight = weight if weight.ndim == 3 else weight.unsqueeze(0)
+    out = weight.new_zeros(*weight.shape[:2], length, length)
+    for back in range(min(weight.shape[-1], length)):
+        out.diagonal(-back, -2, -1).copy_(weight[..., -1 - back, None].expand(*weight.shape[:2], length - back))
+    return out.unsqueeze(0)
+
+
+class _Steps:
+    """One scan's quantities by scan step: step sizes and decays (b, k, d, T), B and C (b, k, T, N)."""
+
+    def __init__(self, arguments: dict[str, Any]):
+        u, order = arguments["u"], arguments["order"]
+        by_token = arguments["index"] == "token"
+        delta, b, c = (self._per_step(arguments[name], order if by_token else None) for name in ("delta", "B", "C"))
+        routes = max(t.shape[1] for t in (delta, b)) if order is None else order.shape[0]
+        if arguments["dt_weight"] is not None:
+            weight = arguments["dt_weight"]
+            weight = weight if weight.ndim == 3 else weight.unsqueeze(0)
+            delta = delta @ weight.float().transpose(-1, -2)
+        self.order = order
+        self.length = delta.shape[2]
+        self.num_tokens = arguments["num_tokens"] or (self.length if order is None else int(order.max()) + 1)
+        if order is not None and arguments["num_tokens"] is None and arguments["u_index"] == "token":
+            self.num_tokens = u.shape[1]
+        bias = arguments["delta_bias"]
+        if bias is not None:
+            delta = delta + (bias if bias.ndim == 2 else bias.unsqueeze(0))[:, None]
+        delta = F.softplus(delta) if arguments["delta_softplus"] else delta
+        self.delta = delta.expand(-1, routes, -1, -1).transpose(2, 3)
+        a = arguments["A"]
+        self.a = a if a.ndim == 3 else a.unsqueeze(0)
+        self.b = b.expand(-1, routes, -1, -1)
+        self.c = torch.ones_like(self.b) if c is None else c.expand(-1, routes, -1, -1)
+        d = arguments["D"]
+        self.d = d if d is None or d.ndim == 2 else d.unsqueeze(0)
+        self.valid = None if order is None else order >= 0
+
+    @staticmethod
+    def _per_step(x: Tensor | None, order: Tensor | None) -> Tensor | None:
+        """(b, S, [k,] c) to (b, k, T, c) in float32; zeros where a step reads a zero token."""
+        if x is None:
+            return None
+        x = (x if x.ndim == 4 else x.unsqueeze(2)).transpose(1, 2).float()
+        if order is None:
+            return x
+        x = x.expand(-1, order.shape[0], -1, -1)
+        index = order.clamp(min=0).long()[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[-1])
+        return x.gather(2, index) * (order >= 0)[None, :, :, None]
+
+    def matrices(self, with_skip: bool) -> Tensor:
+        """(b, k, d, T, T) over scan steps, row = output step."""
+        sums = self.delta.cumsum(-1)
+        spans = sums[..., :, None] - sums[..., None, :]
+        below = torch.ones(self.length, self.length, dtype=torch.bool, device=sums.device).tril()
+        spans = spans.masked_fill(~below, 0.0)
+        out = torch.zeros_like(spans)
+        for n in range(self.a.shape[-1]):
+            decay = torch.exp(self.a[None, :, :, n, None, None] * spans)
+            out += decay * (self.c[:, :, None, :, None, n] * self.b[:, :, None, None, :, n])
+        out = (out * self.delta[..., None, :]).masked_fill(~below, 0.0)
+        if with_skip and self.d is not None:
+            out.diagonal(0, -2, -1).add_(self.d[None, :, :, None])
+        return out
+
+    def row(self, step: int, route: int, own_step: bool) -> Tensor:
+        """Row of the matrix of one route at a step, (b, d, step): without the diagonal.
+
+        Args:
+            step: The output step.
+            route: The route.
+            own_step: Include the decay of the step itself, which the released tools leave out.
+        """
+        delta = self.delta[:, route, :, : step + 1]
+        sums = delta.cumsum(-1)
+        spans = (sums[..., -1:] if own_step else sums[..., -1:] - delta[..., -1:]) - sums[..., :-1]
+        weights = self.c[:, route, step, :, None] * self.b[:, route, :step].transpose(1, 2)  # (b, N, step)
+        a = self.a[route if self.a.shape[0] > 1 else 0]
+        decay = torch.exp(a[None, :, :, None] * spans[:, :, None])  # (b, d, N, step)
+        return (decay * weights[:, None]).sum(2) * delta[..., :-1]
+
+    def by_token(self, matrix: Tensor) -> Tensor:
+        """(b, k, d, T, T) over steps to (b, k, d, L, L) over tokens."""
+        if self.order is None:
+            return matrix
+        batch, routes, dim, steps, _ = matrix.shape
+        out = matrix.new_zeros(batch, routes, dim, self.num_tokens, self.num_tokens)
+        for k in range(routes):
+            used = self.valid[k].nonzero().squeeze(1)
+            token = self.order[k, used].long()
+            cells = (token[:, None] * self.num_tokens + token[None, :]).flatten()
+            flat = matrix[:, k][:, :, used][..., used].flatten(2)
+            out[:, k].flatten(2).index_add_(2, cells, flat)
+        return out
+
+
+def class_token_relevance(
+    model: nn.Module,
+    image: Tensor,
+    method: str = "rollout",
+    *,
+    start: int = 0,
+    target: int | None = None,
+    released: bool = False,
+) -> Tensor:
+    """Relevance of the patches for the class token of a model with Vim's mixer, from its hidden attention.
+
+    Args:
+        model: A plain model with one class token and two routes, the sequence and its reverse.
+        image: (1, c, h, w).
+        method: "raw", "rollout" or "attribution" of arXiv:2403.01590, or "unified" of arXiv:2405.16504.
+        start: The first block.
+        target: The class of "attribution" and "unified"; the predicted one if None.
+        released: Leave out the class token's own decay, as the released tools of the first paper do.
+
+    Returns:
+        (rows, columns) of the patches, at least 0.
+
+    Raises:
+        ValueError: an unknown method, several images, another kind of model, or a block that does not exist.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if image.shape[0] != 1:
+        raise ValueError(f"relevance is shown for one image at a time, got {image.shape[0]}")
+    mixers = [getattr(block, "mixer", None) for block in getattr(model, "blocks", [])]
+    fits = mixers and all(isinstance(m, MambaMixer) and m.scan == "bidirectional" for m in mixers)
+    if not fits or getattr(model, "num_extra_tokens", 0) != 1:
+        raise ValueError("the relevance of hidden attention needs a plain model with Vim's mixers and one class token")
+    if not 0 <= start < len(mixers):
+        raise ValueError(f"start must be from 0 to {len(mixers) - 1}, got {start}")
+    rows, gradients, grid = _rows_and_gradients(model, image, method, target, released)
+    length = rows[0].shape[-1]
+    middle = (length - 1) // 2
+    maps = []
+    for row, gradient in zip(rows, gradients, strict=True):
+        if method == "raw":
+            maps.append(_min_max(row).mean(0))
+        elif method == "rollout":
+            maps.append(row.mean(0))
+        else:
+            s = _min_max(gradient.clamp(min=0).amax(-1))
+            if method == "attribution":
+                maps.append(_min_max(row.clamp(min=0)).mean(0) * s)
+            else:
+                maps.append(_min_max(row.clamp(min=0).mean(0) * s))
+    maps = maps[start:]
+    relevance = torch.stack(maps).mean(0) if method == "raw" else _roll_out(maps)[middle]
+    patches = torch.cat([relevance[:middle], relevance[middle + 1 :]]).clamp(min=0)
+    return patches.view(grid)
+
+
+def _rows_and_gradients(
+    model: nn.Module, image: Tensor, method: str, target: int | None, released: bool
+) -> tuple[list[Tensor], list[Tensor], tuple[int, int]]:
+    """Of every block: the class token's row (d, L), and the logit's gradient at the stream (L, C) after it."""
+    streams: list[Tensor] = []
+    gates: list[Tensor] = []
+
+    def keep_stream(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        output.retain_grad()
+        streams.append(output)
+
+    def keep_gate(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        gates.append(F.silu(output.detach().chunk(2, dim=-1)[1]))
+
+    with _frozen(model), ScanCalls() as seen:
+        handles = [block.register_forward_hook(keep_stream) for block in model.blocks]
+        handles += [block.mixer.in_proj.register_forward_hook(keep_gate) for block in model.blocks]
+        try:
+            logits = model(image.detach().requires_grad_())
+            logits[0, int(logits.argmax()) if target is None else target].backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+    scans = [call for call in seen.calls if call.function is selective_scan]
+    convs = [call for call in seen.calls if call.function is causal_conv1d]
+    with torch.no_grad():
+        if method == "unified":
+            rows = [
+                _unified_row(scan.arguments, conv, gate) for scan, conv, gate in zip(scans, convs, gates, strict=True)
+            ]
+        else:
+            rows = [_class_row(scan.arguments, released) for scan in scans]
+    return rows, [stream.grad[0] for stream in streams], model.patch_embed.grid_size(*image.shape[2:])
+
+
+def _class_row(arguments: dict[str, Any], released: bool) -> Tensor:
+    """(d, L): tokens before the class token by the forward route, those after it by the backward one; 0 at itself."""
+    steps = _Steps(arguments)
+    length = steps.length
+    middle = (length - 1) // 2
+    before = steps.row(middle, 0, not released)[0]
+    after = steps.row(length - 1 - middle, 1, not released)[0].flip(-1)
+    return torch.cat([before, torch.zeros_like(before[:, :1]), after], dim=-1)
+
+
+def _unified_row(arguments: dict[str, Any], conv: ScanCall, gate: Tensor) -> Tensor:
+    """(d, L): the class token's row of both routes' unified matrices, added."""
+    steps = _Steps(arguments)
+    matrix = steps.matrices(False) * torch.sigmoid(_steps_first(conv.output))[:, :, :, None]
+    matrix = steps.by_token(matrix @ _taps(conv.arguments, steps.length))[0].sum(0)
+    middle = (steps.length - 1) // 2
+    return matrix[:, middle] * gate[0, middle, :, None]
+
+
+def _min_max(x: Tensor) -> Tensor:
+    return (x - x.min()) / (x.max() - x.min()).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _roll_out(maps: list[Tensor]) -> Tensor:
+    """Each map as every row of a matrix, plus the identity, rows normalised; later blocks on the left."""
+    product = None
+    for a in maps:
+        step = a.expand(len(a), -1) + torch.eye(len(a), dtype=a.dtype, device=a.device)
+        step = step / step.sum(-1, keepdim=True)
+        product = step if product is None else step @ product
+    return product
