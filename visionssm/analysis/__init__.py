@@ -1,1 +1,1 @@
-"""Looking at models from outside: cost and pictures."""
+"""Looking at models from outside: cost, pictures, and what a prediction comes from."""

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..ops import selective_scan
+from ..ops import (
+    causal_ssd,
+    noncausal_ssd,
+    quasi_separable_ssd,
+    read_state,
+    selective_scan,
+    tree_scan,
+    wavefront_scan,
+    weighted_state,
+)
 from .receptive_field import _frozen
 
 RULES = ("activation", "norm", "scan", "gate")
@@ -117,14 +126,26 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter)
 
 
+# linear in their first argument, once the others are held
+SCANS = {
+    selective_scan,
+    tree_scan,
+    wavefront_scan,
+    causal_ssd,
+    noncausal_ssd,
+    quasi_separable_ssd,
+    weighted_state,
+    read_state,
+}
 _ACTIVATIONS = {F.silu, F.gelu, torch.nn.functional.hardswish}
+_POWERS = {torch.pow, torch.Tensor.pow, torch.Tensor.__pow__}
 _GATES = {torch.Tensor.sigmoid, torch.sigmoid, F.hardsigmoid, F.softmax, torch.softmax, torch.Tensor.softmax}
 _PRODUCTS = {torch.Tensor.mul, torch.mul, torch.Tensor.mul_, torch.Tensor.__mul__, torch.Tensor.__rmul__}
 # what no rule covers and is not linear in the data
 _REFUSED = {
     getattr(owner, name)
     for owner in (torch, torch.Tensor)
-    for name in ("exp", "log", "tanh", "pow", "sqrt", "rsqrt", "square", "erf", "sin", "cos", "softplus")
+    for name in ("exp", "log", "tanh", "pow", "__pow__", "sqrt", "rsqrt", "square", "erf", "sin", "cos", "softplus")
     if hasattr(owner, name)
 }
 _BILINEAR = {torch.matmul, torch.Tensor.matmul, torch.bmm, torch.Tensor.bmm, torch.einsum, torch.Tensor.__matmul__}
@@ -142,13 +163,14 @@ class _Rules(TorchFunctionMode):
         data = [value for value in (*args, *kwargs.values()) if _is_data(value)]
         if not data or not self.rules:
             return func(*args, **kwargs)
-        if "activation" in self.rules and func in _ACTIVATIONS:
+        power = func in _POWERS and not isinstance(args[1], Tensor) and args[1] > 0
+        if "activation" in self.rules and (func in _ACTIVATIONS or power):
             x = args[0]
             y = func(*args, **kwargs).detach()
             return x * torch.where(x == 0, torch.zeros_like(y), y / torch.where(x == 0, torch.ones_like(x), x)).detach()
         if "norm" in self.rules and func in (F.layer_norm, F.rms_norm):
             return _norm(func, *args, **kwargs)
-        if "scan" in self.rules and func is selective_scan:
+        if "scan" in self.rules and func in SCANS:
             held = [value.detach() if isinstance(value, Tensor) else value for value in args[1:]]
             kwargs = {name: v.detach() if isinstance(v, Tensor) else v for name, v in kwargs.items()}
             return func(args[0], *held, **kwargs)
