@@ -5,11 +5,12 @@ A family adds one module to this package with
 - `RECORDS`: patterns of the recorded models (tests/data/goldens) it answers for, without those of `OPERATORS`;
 - `build(case)`: our model for a case, in evaluation mode, weights not filled;
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
-- `outputs(model, x, case)`: a dict with "logits" (unless the case has none) and every recorded stage, laid out as
-  recorded;
+- `outputs(model, x, case)`: a dict with "logits" (unless the case has none), or the recorded outputs by their names,
+  and every recorded stage, laid out as recorded;
 - `OPERATORS` (optional): a dict from the name of a file in tests/data/ops or goldens, or a pattern of names, to a
   function that takes its content and yields deviations: parts of models, and methods applied to them;
 - `FAST` (optional): full-size cases that the fast tier runs;
+- `GRADIENT_FLOOR` (optional): instead of that of tolerances.py, and why;
 - `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
 
 Weights are functions of the original's parameter names. They are filled as leaves of the autograd graph and converted
@@ -227,9 +228,10 @@ def fill_state_dict(
         leaves: Names that require a gradient.
     """
     record = record or {}
-    out = {}
+    out: dict[str, Tensor] = {}
+    aliases = record.get("aliases", {})
     for name, shape in keys:
-        if name in record.get("not_filled", ()):
+        if name in record.get("not_filled", ()) or name in aliases:
             continue
         value = fill(name, shape)
         for suffix, factor in record.get("fill_scale", {}).items():
@@ -238,7 +240,7 @@ def fill_state_dict(
         if name.endswith(tuple(record.get("zero_filled_suffixes", ()))):
             value = np.zeros_like(value)
         out[name] = torch.from_numpy(value).requires_grad_(name in leaves)
-    return out
+    return out | {name: out[first] for name, first in aliases.items()}
 
 
 def compare(case: Case) -> Iterator[Deviation]:
@@ -248,7 +250,7 @@ def compare(case: Case) -> Iterator[Deviation]:
     with_grads = "grads" in record
     model = module.build(case)
     assert not model.training, "build(case) must return a model in evaluation mode"
-    norms = record["grads"]["param_l2"] if with_grads else {}
+    norms = _norms(record["grads"]) if with_grads else {}
     trained = {name for name, norm in norms.items() if norm is not None}
     source = fill_state_dict(case.keys, record, trained)
     weights = module.convert(source, model)
@@ -263,12 +265,17 @@ def compare(case: Case) -> Iterator[Deviation]:
         yield compare_operator("logits", outputs["logits"], expected, loose or tolerances.LOGITS)
     for stage in record.get("stages", ()):
         yield compare_summary(stage["name"], outputs[stage["name"]], stage, loose or tolerances.STAGES)
+    recorded = [*record.get("outputs", ()), *filter(None, [record.get("output_before_sigmoid")])]
+    for output in recorded:
+        yield compare_summary(output["name"], outputs[output["name"]], output, loose or tolerances.LOGITS)
     if with_grads:
-        logits = outputs["logits"]
-        loss = (logits * torch.from_numpy(reference_input(tuple(logits.shape), seed=7))).sum()
-        leaves = {k: v for k, v in source.items() if v.requires_grad}
+        values = [outputs[output["name"]] for output in recorded] or [outputs["logits"]]
+        loss = sum((y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum() for y in values)
+        aliases = record.get("aliases", {})
+        leaves = {k: v for k, v in source.items() if v.requires_grad and k not in aliases}
         grads = torch.autograd.grad(loss, [x, *leaves.values()], allow_unused=True)
-        yield from _compare_gradients(grads[0], dict(zip(leaves, grads[1:], strict=True)), record["grads"])
+        floor = getattr(module, "GRADIENT_FLOOR", tolerances.GRADIENT_FLOOR)
+        yield from _compare_gradients(grads[0], dict(zip(leaves, grads[1:], strict=True)), record["grads"], floor)
 
 
 class _Probe(nn.Module):
@@ -365,7 +372,13 @@ def dense_outputs(stages: list[Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict) -> Iterator[Deviation]:
+def _norms(grads: dict) -> dict[str, float | None]:
+    return grads["param_l2"] if "param_l2" in grads else grads["params_l2"]
+
+
+def _compare_gradients(
+    grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict, relative_floor: float
+) -> Iterator[Deviation]:
     ours = grad_input.double().numpy()
     expected = np.array(recorded["input"]["sample"])
     yield Deviation(
@@ -373,8 +386,8 @@ def _compare_gradients(grad_input: Tensor, grads: dict[str, Tensor | None], reco
         float(np.abs(sample(ours, expected.size) - expected).max()),
         tolerances.GRADIENTS * float(np.abs(expected).max()),
     )
-    norms = {name: norm for name, norm in recorded["param_l2"].items() if norm is not None}  # None: not trained
-    floor = tolerances.GRADIENT_FLOOR * max(norms.values())
+    norms = {name: norm for name, norm in _norms(recorded).items() if norm is not None}  # None: not trained
+    floor = relative_floor * max(norms.values())
     worst = Deviation("gradient norms", 0.0, 1.0)
     for name, norm in norms.items():
         grad = grads.get(name)

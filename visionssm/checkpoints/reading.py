@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 
 WEIGHTS = ("auto", "raw", "ema")
 RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one of this package's training
-_RAW = ("state_dict", "model", "net")
+_RAW = ("state_dict", "model", "net", "network_weights")  # the last as nnU-Net writes it
 _AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 8

@@ -7,7 +7,9 @@ from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
+from .patch_expand import PatchExpand, expand_patches
 from .pooling import make_map_pool
+from .residual_mamba import ResidualMamba
 from .residual_stream import StreamBlock
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
@@ -24,13 +26,16 @@ __all__ = [
     "MambaMixer",
     "MapConv2d",
     "PatchEmbed",
+    "PatchExpand",
     "PatchMerging",
     "PatchStem",
     "ResidualBlock",
     "ResidualConvStem",
+    "ResidualMamba",
     "SelectiveSSM",
     "Stage",
     "StreamBlock",
+    "expand_patches",
     "init_a_log_",
     "init_dt_bias_",
     "init_dt_weight_",
