@@ -44,8 +44,11 @@ class ScanRouteAttention(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Routes (b, L, k, c), k at least 2, to (b, L, c); float32 (float64 for float64)."""
         y = state_dtype(y)
-        above = (y - y.amin(2, keepdim=True)).mean(2)
-        variation = y.std(2) / (above + 1e-5)
+        # routes that nearly agree are subtracted exactly, so the quotient of two small numbers loses the least this way
+        above = y - y.amin(2, keepdim=True)
+        mean = above.mean(2, keepdim=True)
+        deviation = torch.linalg.vector_norm(above - mean, dim=2) / math.sqrt(y.shape[2] - 1)
+        variation = deviation / (mean.squeeze(2) + 1e-5)
         return y.sum(2) * torch.relu(variation - self.threshold)
 
     def extra_repr(self) -> str:
