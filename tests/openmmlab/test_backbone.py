@@ -34,13 +34,14 @@ def test_maps_have_the_promised_channels_and_strides(name):
     for height, width in ((64, 96), (67, 93)):
         with torch.no_grad():
             maps = backbone(torch.randn(2, 3, height, width))
-        assert isinstance(maps, tuple) and len(maps) == 4
+        assert isinstance(maps, tuple)
         for y, channels, stride in zip(maps, backbone.out_channels, backbone.out_strides, strict=True):
             assert y.shape[:2] == (2, channels) and y.is_contiguous()
             for side, full in zip(y.shape[2:], (height, width), strict=True):
                 assert full // stride <= side <= -(-full // stride)
-    expected = (16,) * 4 if is_plain(name) else (4, 8, 16, 32)
-    assert backbone.out_strides == expected
+    strides = [level["reduction"] for level in timm.create_model(name, device="meta").feature_info]
+    expected = (16,) * 4 if is_plain(name) else tuple(stride for stride in strides if stride >= 4)
+    assert backbone.out_strides == expected and len(expected) >= 3
 
 
 def test_plain_models_give_the_ends_of_their_quarters():
@@ -187,7 +188,7 @@ def test_norm_eval_keeps_batch_norms_in_evaluation_mode():
 
 @pytest.mark.parametrize("name", PICO)
 def test_checkpointing_changes_no_gradient(name):
-    x = torch.randn(1, 3, 48, 32)
+    x = torch.randn(2, 3, 48, 32)
     gradients = []
     for with_cp in (False, True):
         torch.manual_seed(0)

@@ -17,7 +17,7 @@ import visionssm
 from ..errors import nearest
 from .weights import load_classifier, read_backbone
 
-_STRIDES = (4, 8, 16, 32)
+_STRIDES = (4, 8, 16, 32, 64)
 _NORMS = ("layernorm", "model", None)
 
 
@@ -33,7 +33,8 @@ class VisionSSMBackbone(BaseModule):
         pretrained: Weights of the classifier, loaded strictly: True for the published ones, or the path of a file, in
             the authors' layout or of this package's training.
         out_indices: Levels to return, ascending: stages of a hierarchical model, blocks of a plain one. By default the
-            last levels of strides 4, 8, 16, 32; the ends of the four quarters of a plain model.
+            last levels of the first four of the strides 4, 8, 16, 32, 64 that there are; the ends of the four quarters
+            of a plain model.
         out_strides: Instead of `out_indices`: the last level of each of these strides.
         out_norm: Norm of each output, one for all or one per output: "layernorm" (a new one over channels, as the
             papers do), "model" (the model's own final norm, for the last level only), None.
@@ -239,7 +240,7 @@ def _choose_levels(
             if len(strides) < 4:
                 raise ValueError(f"{name!r} has {len(strides)} blocks; say which ones to return by out_indices")
             return tuple(len(strides) * k // 4 - 1 for k in (1, 2, 3, 4))
-        wanted = [stride for stride in _STRIDES if stride in last]
+        wanted = [stride for stride in _STRIDES if stride in last][:4]
     unknown = [stride for stride in wanted if stride not in last]
     if unknown or not wanted:
         raise ValueError(f"{name!r} has no level of stride {unknown}; its strides are {sorted(last)}")
