@@ -90,9 +90,6 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     mapping = given_class_map(data, training=True) or class_mapping(train_data)
     eval_data = open_split(data, training=False, known=mapping)
     names = names_by_index(mapping)
-    for part, dataset in (("training", train_data), ("validation", eval_data)):
-        if world.primary:
-            log_taken(dataset, part)
     args.num_classes = count_classes(args.num_classes, names)
     options = TrainOptions.of(args)
     data, optim = options.data, options.optim
@@ -100,6 +97,9 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     model = create_model(options, args.num_classes)
     config = data_config(vars(options.images), model.pretrained_cfg, options.model.arguments()["in_chans"])
     reader = image_reader(data, config)
+    if world.primary:
+        log_taken(train_data, "training", reader)
+        log_taken(eval_data, "validation", reader)
     if options.model.sync_bn and world.size > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last if options.model.channels_last else torch.preserve_format)

@@ -97,7 +97,7 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     """
     config = classifier.data_config
     dataset, names = open_split(classifier, args)
-    log_taken(dataset, args.split)
+    log_taken(dataset, args.split, classifier.reader)
     loader = create_eval_loader(
         dataset,
         config,

@@ -161,7 +161,7 @@ def _listed(names: list[str], most: int = 20) -> str:
     return ", ".join(map(str, names[:most])) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
-def log_taken(dataset: torch.utils.data.Dataset, what: str) -> None:
+def log_taken(dataset: torch.utils.data.Dataset, what: str, images: ImageReader) -> None:
     """Log how many images a data set takes and how many files of its folder it passes over, by ending."""
     reader = getattr(dataset, "reader", None)
     if not isinstance(dataset, ImageDataset):
@@ -172,6 +172,8 @@ def log_taken(dataset: torch.utils.data.Dataset, what: str) -> None:
             os.path.join(place, name) for place, _, names in os.walk(reader.root, followlinks=True) for name in names
         ]
         _logger.info("%s: %s", what, taken_and_passed_over(taken, present))
+        for note in images.notes(taken):
+            _logger.info("%s: %s", what, note)
     elif hasattr(reader, "root"):
         try:
             names = dataset.filenames()

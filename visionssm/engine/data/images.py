@@ -131,6 +131,27 @@ class ImageReader:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadImageError(f"image {name} cannot be read: {reason}") from error
 
+    def notes(self, paths: Iterable[str | Path]) -> list[str]:
+        """Return a sentence about each ending whose first file is not 8-bit: how its values are scaled."""
+        first: dict[str, str | Path] = {}
+        for path in paths:
+            first.setdefault(PurePath(path).suffix.lower(), path)
+        found = []
+        for ending, path in first.items():
+            try:
+                with _no_global_limit(), Image.open(path) as image:
+                    mode, form = image.mode, image.format
+            except Exception:  # arrays, and damaged files, which are named when they are read
+                continue
+            if not mode.startswith(("I", "F")):
+                continue
+            sixteen = mode.startswith("I;16") or form in ("PNG", "PPM")
+            bits = "16-bit" if sixteen else "32-bit" if mode.startswith("I") else "floats"
+            low, high = self.pixel_range or ((0, 65535) if sixteen else (0, 1) if mode == "F" else (None, None))
+            scaled = "whose range is not known" if low is None else f"and {low:g} to {high:g} are scaled to 8 bits"
+            found.append(f"{path} and other {ending} images are {bits} ({mode}), {scaled}; see --pixel-range")
+        return found
+
     def blank(self) -> Image.Image | Planes:
         """Return a black image."""
         if self.channels in (1, 3):

@@ -80,6 +80,8 @@ def predict(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
+    for note in classifier.reader.notes(paths):
+        _logger.info("%s", note)
     device = next(classifier.model.parameters()).device
     in_channels = ChannelTransform(transform)
     mean, std = (255 * torch.tensor(config[name], device=device).view(-1, 1, 1) for name in ("mean", "std"))
