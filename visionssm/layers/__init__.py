@@ -2,6 +2,7 @@
 
 from .block import ResidualBlock
 from .downsample import BottleneckDownsample, ConvDownsample, PatchMerging
+from .dw_conv_mlp import DwConvMlp
 from .linear import is_plain_linear, split_linear
 from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
@@ -14,7 +15,7 @@ from .residual_stream import StreamBlock
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
-from .stem import ConvStem, PatchStem, ResidualConvStem
+from .stem import ConvStem, DeepConvStem, PatchStem, ResidualConvStem
 from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_tokens
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "BottleneckDownsample",
     "ConvDownsample",
     "ConvStem",
+    "DeepConvStem",
+    "DwConvMlp",
     "MambaMixer",
     "MapConv2d",
     "PatchEmbed",

@@ -5,6 +5,8 @@ from functools import partial
 from timm.layers import ConvNormAct, LayerNorm
 from torch import Tensor, nn
 
+from .downsample import ConvDownsample
+
 _ConvBN = partial(ConvNormAct, act_layer=nn.ReLU)
 
 
@@ -40,6 +42,28 @@ class PatchStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, h // patch_size, w // patch_size, dim)."""
         return self.norm(self.conv(_channels_last(x)).permute(0, 2, 3, 1))
+
+
+class DeepConvStem(nn.Module):
+    """Three convolutions at half resolution, then one of stride 2 and a layer norm; odd sizes round up.
+
+    Args:
+        in_chans: Channels of the image.
+        dim_hidden: Channels between the convolutions.
+        dim: Channels out.
+    """
+
+    def __init__(self, in_chans: int, dim_hidden: int, dim: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv1 = ConvNormAct(in_chans, dim_hidden, 7, stride=2, padding=3, **dd)
+        self.conv2 = ConvNormAct(dim_hidden, dim_hidden, 3, padding=1, **dd)
+        self.conv3 = ConvNormAct(dim_hidden, dim_hidden, 3, padding=1, **dd)
+        self.down = ConvDownsample(dim_hidden, dim, norm_layer=partial(LayerNorm, eps=1e-5), **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
+        return self.down(self.conv3(self.conv2(self.conv1(_channels_last(x)))).permute(0, 2, 3, 1))
 
 
 class ConvStem(nn.Module):

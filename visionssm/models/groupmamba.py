@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, LayerNorm, Mlp, trunc_normal_
+from timm.layers import LayerNorm, Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, ResidualBlock, SelectiveSSM, make_map_pool
+from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, ResidualBlock, SelectiveSSM, make_map_pool
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -28,29 +28,6 @@ __all__ = ["GroupMamba"]
 
 _GROUPS = 4
 _MAP_NORM = partial(LayerNorm, eps=1e-5)  # after every strided convolution and in every mixer, whatever norm_layer is
-
-
-class GroupMambaStem(nn.Module):
-    """Three convolutions at half resolution, then one of stride 2 and a norm.
-
-    Args:
-        in_chans: Channels of the image.
-        dim_hidden: Channels between the convolutions.
-        dim: Channels out.
-    """
-
-    def __init__(self, in_chans: int, dim_hidden: int, dim: int, device=None, dtype=None):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.conv1 = ConvNormAct(in_chans, dim_hidden, 7, stride=2, padding=3, **dd)
-        self.conv2 = ConvNormAct(dim_hidden, dim_hidden, 3, padding=1, **dd)
-        self.conv3 = ConvNormAct(dim_hidden, dim_hidden, 3, padding=1, **dd)
-        self.down = ConvDownsample(dim_hidden, dim, norm_layer=_MAP_NORM, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_chans, h, w) to (b, ceil(h / 4), ceil(w / 4), dim)."""
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        return self.down(self.conv3(self.conv2(self.conv1(x))).permute(0, 2, 3, 1))
 
 
 class GroupedLinear(nn.Module):
@@ -171,39 +148,6 @@ class ModulatedGroupMixer(nn.Module):
         # the contiguous factor comes first: it decides how the product lies in memory
         x = (x * gate).unflatten(-1, mixed.shape[-2:]) * mixed
         return self.proj_drop(self.proj(self.norm(x.flatten(-2))))
-
-
-class DwConvMlp(nn.Module):
-    """MLP with a 3 x 3 depthwise convolution before the activation.
-
-    Args:
-        dim: Channels in and out.
-        dim_hidden: Channels between.
-        act_layer: Activation.
-        drop: Dropout after each projection.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        dim_hidden: int,
-        act_layer: type[nn.Module] = nn.GELU,
-        drop: float = 0.0,
-        device=None,
-        dtype=None,
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.fc1 = nn.Linear(dim, dim_hidden, **dd)
-        self.conv = nn.Conv2d(dim_hidden, dim_hidden, 3, padding=1, groups=dim_hidden, **dd)
-        self.act = act_layer()
-        self.fc2 = nn.Linear(dim_hidden, dim, **dd)
-        self.drop = nn.Dropout(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, h, w, dim) to the same shape."""
-        x = self.act(self.conv(self.fc1(x).permute(0, 3, 1, 2)))
-        return self.drop(self.fc2(self.drop(x).permute(0, 2, 3, 1)))
 
 
 class ClassBlock(nn.Module):
@@ -407,7 +351,7 @@ class GroupMamba(HierarchicalModel):
         super().__init__(
             dims,
             depths,
-            stem=lambda in_chans, dim, kit: GroupMambaStem(in_chans, stem_dim, dim, **kit.dd),
+            stem=lambda in_chans, dim, kit: DeepConvStem(in_chans, stem_dim, dim, **kit.dd),
             downsample=lambda dim, dim_out, kit: ConvDownsample(dim, dim_out, norm_layer=_MAP_NORM, **kit.dd),
             block=block,
             stage_norm=True,
