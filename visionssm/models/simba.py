@@ -20,7 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, MambaMixer, ResidualBlock, state_dtype
+from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, MambaMixer, ResidualBlock, make_map_pool, state_dtype
 from ..scans import check_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -134,7 +134,8 @@ class SiMBAHead(nn.Module):
         norm: Norm of all tokens after it.
         in_features: Channels.
         num_classes: Classes; 0 for no classifier.
-        pool_type: "token"; or "" for the first classifier at every position of the map, without class block and norm.
+        pool_type: Of the map to the class token: "avg", "max" or "avgmax"; or "" for the first classifier at every
+            position of the map, without class block and norm.
         drop_rate: Dropout before the classifiers.
         token_label: Have a second classifier, of all other tokens.
     """
@@ -148,7 +149,7 @@ class SiMBAHead(nn.Module):
         norm: nn.Module,
         in_features: int,
         num_classes: int,
-        pool_type: str = "token",
+        pool_type: str = "avg",
         drop_rate: float = 0.0,
         token_label: bool = True,
         device=None,
@@ -163,9 +164,8 @@ class SiMBAHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
         """Replace the classifiers, and the pooling unless it is None."""
-        if pool_type not in (None, "token", ""):
-            raise ValueError(f"global_pool must be 'token' or '', got {pool_type!r}")
         if pool_type is not None:
+            self.global_pool = make_map_pool(pool_type, flatten=False)
             self.pool_type = pool_type
         self.num_classes = num_classes
         for name in ("fc", "fc_aux") if self.token_label else ("fc",):
@@ -174,7 +174,7 @@ class SiMBAHead(nn.Module):
 
     def class_token(self, x: Tensor) -> Tensor:
         """A map (b, h, w, in_features) to its normalised class token (b, in_features)."""
-        return self.norm(self.block(x.mean((1, 2), keepdim=True))).flatten(1)
+        return self.norm(self.block(self.global_pool(x))).flatten(1)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A map (b, h, w, in_features) to the logits of the class token (b, n), and of each place (b, h, w, n)."""
@@ -203,10 +203,10 @@ class SiMBA(HierarchicalModel):
         token_label: Have a second classifier, of the patch tokens; the logits take half of its largest.
         d_state: States per channel of the scan.
         scan: Name of the scan order, see `visionssm.scans`; each of its routes has its own parameters.
-        global_pool: "token" classifies by the class token; "" applies the first classifier at every position.
         norm_layer: Norm over channels, a name or a class; stem and downsampling keep to layer norm.
         norm_eps: Epsilon of `norm_layer`, but for the norm before a mixer.
-        **shared: Further arguments of `HierarchicalModel`.
+        **shared: Further arguments of `HierarchicalModel`; `global_pool` makes the class token, or with "" the first
+            classifier is applied at every position, without class block.
 
     Raises:
         ValueError: an argument is out of its range, or does not fit another one.
@@ -256,7 +256,6 @@ class SiMBA(HierarchicalModel):
         token_label: bool = True,
         d_state: int = 64,
         scan: str = "raster",
-        global_pool: str = "token",
         norm_layer: Any = "layernorm",
         norm_eps: float = 1e-6,
         **shared: Any,
@@ -306,7 +305,6 @@ class SiMBA(HierarchicalModel):
             stage_norm=True,
             norm=nn.Identity,  # the one that was trained stands behind the class block
             head=head,
-            global_pool=global_pool,
             norm_layer=norm_layer,
             norm_eps=norm_eps,
             **shared,

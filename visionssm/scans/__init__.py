@@ -9,6 +9,7 @@ from .tables import (
     inverse_table,
     placing_tables,
     scan_table,
+    shuffled_table,
 )
 from .tokens import insert_token, token_positions
 
@@ -24,5 +25,6 @@ __all__ = [
     "placing_tables",
     "register_scan",
     "scan_table",
+    "shuffled_table",
     "token_positions",
 ]

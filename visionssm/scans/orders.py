@@ -3,6 +3,7 @@
 A token is the row-major index `row * width + column`; -1 reads a zero token. Tables are int64 (routes, steps).
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,6 +33,12 @@ def bidirectional(height: int, width: int) -> Tensor:
     """Raster and its reverse (Vision Mamba, arXiv:2401.09417, section 3.3)."""
     rows = raster(height, width)
     return torch.cat([rows, rows.flip(1)])
+
+
+@register_scan("shuffle<k>", routes=1)
+def shuffle(height: int, width: int, k: int) -> Tensor:
+    """A random permutation, the same for the same seed k and number of tokens (RSMamba, arXiv:2403.19654, section III)."""
+    return torch.from_numpy(np.random.RandomState(k).permutation(height * width))[None]
 
 
 @register_scan("cross", routes=4)

@@ -64,6 +64,44 @@ def scan_table(
     return _scan_table(name, operator.index(height), operator.index(width), device, extra)
 
 
+def shuffled_table(
+    name: str,
+    height: int,
+    width: int,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`scan_table` of an order, and one more route: a random permutation of the tokens, drawn at every call.
+
+    Args:
+        name: As for `scan_table`.
+        height: Rows of the map.
+        width: Columns of the map.
+        device: Where the table lies; None is the CPU.
+        generator: Draws the permutation; PyTorch's own if None.
+
+    Returns:
+        int32 (routes + 1, steps); shorter routes end in entries of -1.
+
+    Raises:
+        TypeError: as `scan_table`.
+        ValueError: as `scan_table`.
+    """
+    if _is_traced(height, width, device):
+        return _leave_call(shuffled_table, name, height, width, device, generator)
+    table, tokens = scan_table(name, height, width, device), height * width
+    drawn_on = table.device if generator is None else generator.device
+    shuffled = torch.randperm(tokens, generator=generator, device=drawn_on, dtype=torch.int32).to(table.device)
+    steps = max(table.shape[1], tokens)
+    routes = [F.pad(r, (0, steps - r.shape[1]), value=-1) for r in (table, shuffled[None])]
+    out = torch.cat(routes)
+    if not torch.compiler.is_compiling():
+        # found on the CPU; a permutation changes nothing about them
+        facts = table_facts(scan_table(name, height, width), tokens)
+        remember_table(out, tokens, facts._replace(padded=facts.padded or table.shape[1] != tokens))
+    return out
+
+
 def inverse_table(
     name: str,
     height: int,

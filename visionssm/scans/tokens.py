@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PLACES = ("first", "middle", "even")
+PLACES = ("first", "middle", "last", "even")
 
 
 def token_positions(num_patches: int, count: int, place: str) -> list[int]:
@@ -14,8 +14,8 @@ def token_positions(num_patches: int, count: int, place: str) -> list[int]:
     Args:
         num_patches: Number of patch tokens.
         count: Number of extra tokens.
-        place: "first"; "middle", after half of the patches (Vim, arXiv:2401.09417); "even", each after its share of
-            the patches, the rest at the end (Mamba-Reg, arXiv:2405.14858, section 3.2).
+        place: "first"; "last"; "middle", after half of the patches (Vim, arXiv:2401.09417); "even", each after its
+            share of the patches, the rest at the end (Mamba-Reg, arXiv:2405.14858, section 3.2).
 
     Raises:
         ValueError: an unknown place.
@@ -25,7 +25,7 @@ def token_positions(num_patches: int, count: int, place: str) -> list[int]:
     if place == "even":
         share = num_patches // (count + 1)
         return [share + i * (share + 1) for i in range(count)]
-    start = num_patches // 2 if place == "middle" else 0
+    start = {"first": 0, "middle": num_patches // 2, "last": num_patches}[place]
     return [start + i for i in range(count)]
 
 
