@@ -77,9 +77,7 @@ def _blocks(record: dict) -> Iterator[Deviation]:
     case = record["mamba1d"]
     config = case["config"]
     mixer = MambaMixer(config["d_model"], "raster", config["d_state"], config["d_conv"], config["expand"])
-    yield from compare_layer(
-        "mixer", case, mixer, "block1.0.attn.mamba.", lambda layer, x: layer(x, 1, x.shape[1])
-    )
+    yield from compare_layer("mixer", case, mixer, "block1.0.attn.mamba.", lambda layer, x: layer(x, 1, x.shape[1]))
 
 
 OPERATORS = {"simba-blocks": _blocks}

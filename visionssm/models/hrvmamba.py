@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, ConvNormAct, DropPath, LayerNorm, Mlp, get_device_dtype
+from timm.layers import ClassifierHead, ConvNormAct, LayerNorm, Mlp, get_device_dtype
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
@@ -45,22 +45,23 @@ def deformable_sampling(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
     Samples between places are bilinear; places outside the map count as zero.
 
     Args:
-        x: Maps, (b, d, h, w); computed in float32, or float64 for float64.
+        x: Maps, (b, h, w, d); computed in float32, or float64 for float64.
         offset_mask: (b, h, w, 27 * groups or more): for each group of channels nine offsets (columns, rows), then nine
             weights. Samples go column by column; what follows the groups is not read.
         groups: Groups of channels that are sampled at the same places.
 
     Returns:
-        (b, d, h, w), in the dtype of `x`.
+        (b, h, w, d), in the dtype of `x`.
     """
-    dtype, x = x.dtype, state_dtype(x)
+    dtype, x = x.dtype, state_dtype(x).permute(0, 3, 1, 2)
     parts = offset_mask[..., : 3 * _TAPS * groups].to(x.dtype).unflatten(-1, (groups, 3 * _TAPS))
     offset, weight = parts.split((2 * _TAPS, _TAPS), dim=-1)
     # torchvision's samples go row by row and name the row first
     offset = offset.unflatten(-1, (3, 3, 2)).transpose(-3, -2).flip(-1).flatten(3).permute(0, 3, 1, 2)
     weight = weight.unflatten(-1, (3, 3)).transpose(-2, -1).flatten(3).permute(0, 3, 1, 2)
     taps = x.new_ones(x.shape[1], 1, 3, 3)
-    return deform_conv2d(x, offset.contiguous(), taps, padding=1, mask=weight.contiguous()).to(dtype)
+    y = deform_conv2d(x.contiguous(), offset.contiguous(), taps, padding=1, mask=weight.contiguous())
+    return y.permute(0, 2, 3, 1).to(dtype)
 
 
 class DeformableConv(nn.Module):
@@ -84,17 +85,15 @@ class DeformableConv(nn.Module):
         if dim % groups:
             raise ValueError(f"{groups} groups of deformable sampling do not divide {dim} channels")
         self.groups = groups
-        self.offset_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if with_conv else nn.Identity()
+        self.offset_conv = MapConv2d(dim, dim, 3, padding=1, groups=dim, **dd) if with_conv else nn.Identity()
         self.offset_mask = nn.Linear(dim, 8 * math.ceil(3 * _TAPS * groups / 8), **dd)  # padded as the kernel wants it
         self.value_proj = nn.Linear(dim, dim, **dd) if pointwise else nn.Identity()
         self.output_proj = nn.Linear(dim, dim, bias=False, **dd) if pointwise else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, dim, h, w) to the same shape."""
-        offset_mask = self.offset_mask(self.offset_conv(x).permute(0, 2, 3, 1))
-        value = self.value_proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        y = deformable_sampling(value, offset_mask, self.groups)
-        return self.output_proj(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """(b, h, w, dim) to the same shape."""
+        offset_mask = self.offset_mask(self.offset_conv(x))
+        return self.output_proj(deformable_sampling(self.value_proj(x), offset_mask, self.groups))
 
 
 class ExcitedLayerNorm(LayerNorm):
@@ -139,7 +138,7 @@ class LocalBranch(nn.Module):
         if self.position is not None:
             x = x + self.position(x)
         parts = self.norm(x).split(self.widths, dim=-1)
-        x = torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=-1)
+        x = torch.cat([conv(parts[i]) for i, conv in enumerate(self.convs)], dim=-1)
         return self.act(x.unflatten(-1, (4, -1)).transpose(-2, -1).flatten(-2))
 
 
@@ -473,9 +472,7 @@ class HRVMamba(VisionModel):
         )
         channels = dims if features == "branches" else (*neck_dims[:-1], neck_out)
         module = "neck" if features == "neck" else f"stages.{len(modules) - 1}"
-        self.feature_info = [
-            dict(num_chs=dim, reduction=4 * 2**i, module=module) for i, dim in enumerate(channels)
-        ]
+        self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=module) for i, dim in enumerate(channels)]
         if weight_init != "skip":
             self.init_weights(weight_init, needs_reset=False)
 

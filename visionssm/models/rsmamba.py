@@ -88,9 +88,7 @@ class PathBlock(nn.Module):
         self.seed = seed
         self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
-    def forward(
-        self, x: Tensor, order: Tensor, with_hidden: bool, norm: nn.Module
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, order: Tensor, with_hidden: bool, norm: nn.Module) -> Tensor | tuple[Tensor, Tensor]:
         """Mix the tokens (b, L, d) along the paths of a scan table (k, L); float32 in and out, float64 if so the model.
 
         Returns:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, trunc_normal_
+from timm.layers import LayerNorm, Mlp, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ CHANNEL_MIXERS = ("mlp", "einfft")
 _AUX_WEIGHT = 0.5
 _MIX_STRIDE = 8  # cells of the stem's map in a cell of the dense labels
 _EPS = 1e-5  # of the norms before a mixer and after a strided convolution
+_MAP_NORM = partial(LayerNorm, eps=_EPS)
 
 
 class MapMamba(MambaMixer):
@@ -57,9 +58,7 @@ class EinFFT(nn.Module):
         ValueError: the blocks do not divide the channels.
     """
 
-    def __init__(
-        self, dim: int, blocks: int = 4, threshold: float = 0.01, drop: float = 0.0, device=None, dtype=None
-    ):
+    def __init__(self, dim: int, blocks: int = 4, threshold: float = 0.01, drop: float = 0.0, device=None, dtype=None):
         super().__init__()
         if dim % blocks:
             raise ValueError(f"EinFFT mixes {blocks} blocks of channels; {dim} channels are no multiple of {blocks}")
@@ -300,7 +299,9 @@ class SiMBA(HierarchicalModel):
             dims,
             depths,
             stem=lambda in_chans, dim, kit: DeepConvStem(in_chans, stem_dim, dim, **kit.dd),
-            downsample=lambda dim, dim_out, kit: ConvDownsample(dim, dim_out, partial(nn.LayerNorm, eps=_EPS), **kit.dd),
+            downsample=lambda dim, dim_out, kit: ConvDownsample(
+                dim, dim_out, partial(nn.LayerNorm, eps=_EPS), **kit.dd
+            ),
             block=block,
             stage_norm=True,
             norm=nn.Identity,  # the one that was trained stands behind the class block

@@ -37,7 +37,7 @@ def bidirectional(height: int, width: int) -> Tensor:
 
 @register_scan("shuffle<k>", routes=1)
 def shuffle(height: int, width: int, k: int) -> Tensor:
-    """A random permutation, the same for the same seed k and number of tokens (RSMamba, arXiv:2403.19654, section III)."""
+    """A random permutation that depends on the seed k and the number of tokens (RSMamba, arXiv:2403.19654)."""
     return torch.from_numpy(np.random.RandomState(k).permutation(height * width))[None]
 
 
