@@ -11,6 +11,7 @@ A family adds one module to this package with
   function that takes its content and yields deviations: parts of models, and methods applied to them;
 - `FAST` (optional): full-size cases that the fast tier runs;
 - `GRADIENT_FLOOR` (optional): instead of that of tolerances.py, and why;
+- `DTYPE` (optional): what the model is run in, instead of float32, and why;
 - `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
 
 Weights are functions of the original's parameter names. They are filled as leaves of the autograd graph and converted
@@ -248,14 +249,15 @@ def compare(case: Case) -> Iterator[Deviation]:
     module = families()[case.family]
     record = case.record
     with_grads = "grads" in record
-    model = module.build(case)
+    dtype = getattr(module, "DTYPE", torch.float32)
+    model = module.build(case).to(dtype)
     assert not model.training, "build(case) must return a model in evaluation mode"
     norms = _norms(record["grads"]) if with_grads else {}
     trained = {name for name, norm in norms.items() if norm is not None}
     source = fill_state_dict(case.keys, record, trained)
-    weights = module.convert(source, model)
+    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in module.convert(source, model).items()}
     model.load_state_dict({k: v.detach() for k, v in weights.items()}, strict=True)
-    x = case.input.requires_grad_(with_grads)
+    x = case.input.to(dtype).requires_grad_(with_grads)
     with torch.set_grad_enabled(with_grads):
         outputs = _call_with(model, weights, lambda m: module.outputs(m, x, case))
 

@@ -18,6 +18,15 @@ PUBLISHED = {
     "ultralight_vm_unet": ("ultralight_vm_unet", {}),
     "lightmunet_2d": ("lightm_unet", {}),
     "lightmunet_3d": ("lightm_unet", dict(spatial_dims=3)),
+    "msvmunet_tiny": ("msvm_unet", {}),
+    "msvmunet_small": ("msvm_unet", dict(encoder="vmamba_small_s1l20")),
+    "umamba_bot_7stages": ("umamba_bot", dict(num_classes=14)),
+    "umamba_enc_7stages": ("umamba_enc", dict(num_classes=14, input_size=(320, 320))),
+    "umamba_enc_8stages": (
+        "umamba_enc",
+        dict(num_classes=14, input_size=(512, 512), features=(32, 64, 128, 256, 512, 512, 512, 512)),
+    ),
+    "segmamba": ("segmamba", {}),
 }
 PICOS = list_models("test_*")
 
@@ -49,11 +58,12 @@ def test_published_files_fit_exactly(variant):
 @pytest.mark.parametrize("name", PICOS)
 def test_any_size_and_all_gradients(name):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=3)
+    # all heads of U-Mamba have a part in its training only if they are asked for
+    model = create_model(name, num_classes=3, **({"deep_supervision": True} if "umamba" in name else {}))
     x = image_of(model)
-    y = model(x)
-    assert y.shape == (1, 3, *x.shape[2:])
-    y.square().mean().backward()
+    ys = model(x) if "umamba" in name else (model(x),)
+    assert ys[0].shape == (1, 3, *x.shape[2:])
+    sum(y.square().mean() for y in ys).backward()
     untouched = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not untouched
     model.eval()
@@ -65,6 +75,17 @@ def test_any_size_and_all_gradients(name):
         whole = model(padded)
         inside = tuple(slice(0, side) for side in x.shape[2:])
         torch.testing.assert_close(model(x), whole[(slice(None), slice(None), *inside)])
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_single_precision_is_enough(name):
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    x = image_of(model)
+    with torch.no_grad():
+        y = model(x)
+        exact = model.double()(x.double())
+    torch.testing.assert_close(y.double(), exact, atol=5e-3 * max(1.0, float(exact.std())), rtol=0)
 
 
 @pytest.mark.parametrize("name", PICOS)
@@ -141,6 +162,72 @@ def test_a_classifier_fills_encoder_and_decoder(tmp_path, caplog):
         create_model("test_vm_unet", dims=(24, 48, 96, 192), encoder_weights=tmp_path / "first.pth")
 
 
+def test_two_names_of_one_tensor_must_agree(tmp_path):
+    model = create_model("test_umamba_bot")
+    state = model.state_dict()
+    # as the authors' files have it: everything of the encoder a second time within the decoder
+    file = {"decoder.encoder.stem.0.conv1.weight": torch.zeros(2), "encoder.stem.0.conv1.weight": torch.ones(2)}
+    with pytest.raises(CheckpointError, match="two names of one tensor"):
+        model.checkpoint_filter_fn(file, model)
+    torch.save({"network_weights": state, "init_args": {"plans": {}}}, tmp_path / "checkpoint_final.pth")
+    assert (
+        create_model("test_umamba_bot", checkpoint=tmp_path / "checkpoint_final.pth").state_dict().keys()
+        == state.keys()
+    )
+
+
+def test_umamba_enc_is_for_one_size():
+    with pytest.raises(ValueError, match="needs input_size"):
+        create_model("test_umamba_enc", input_size=None)
+    with pytest.raises(ValueError, match="built for images of"):
+        create_model("test_umamba_enc", features=(8, 16, 24, 512))(torch.randn(1, 1, 32, 32))
+    free = create_model("test_umamba_enc", features=(8, 16, 24, 512), channel_tokens=False, input_size=None).eval()
+    with torch.no_grad():
+        assert free(torch.randn(1, 1, 41, 33)).shape == (1, 2, 41, 33)
+    with pytest.raises(ValueError, match="take a larger one"):
+        create_model("test_umamba_bot")(torch.randn(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_plans_of_nnunet(layout):
+    from visionssm.segmentation import from_nnunet_plans
+
+    strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+    if layout == "old":
+        plan = dict(pool_op_kernel_sizes=strides, conv_kernel_sizes=kernels, UNet_base_num_features=8)
+        plan |= dict(unet_max_num_features=16, n_conv_per_stage_encoder=[2, 2, 2], n_conv_per_stage_decoder=[2, 2])
+    else:
+        kwargs = dict(features_per_stage=[8, 16, 16], strides=strides, kernel_sizes=kernels)
+        kwargs |= dict(n_conv_per_stage=[2, 2, 2], n_conv_per_stage_decoder=[2, 2])
+        plan = {"architecture": {"arch_kwargs": kwargs}}
+    configurations = {"3d_fullres": {"patch_size": [8, 16, 16], **plan}, "3d_other": {"inherits_from": "3d_fullres"}}
+    model = from_nnunet_plans({"configurations": configurations}, "3d_other", num_classes=3, in_chans=2).eval()
+    assert model.size_multiple == (2, 4, 4) and model.stages[2][0].conv1.out_channels == 16
+    with torch.no_grad():
+        assert model(torch.randn(1, 2, 5, 9, 13)).shape == (1, 3, 5, 9, 13)
+    with pytest.raises(ValueError, match="3d_fullres"):
+        from_nnunet_plans({"configurations": configurations}, "2d")
+
+
+def test_msvm_unet_takes_any_backbone_of_four_maps():
+    model = create_model("msvm_unet", encoder="test_convnext", num_classes=2).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 50, 70)).shape == (1, 2, 50, 70)
+    with pytest.raises(ValueError, match="out_indices"):
+        create_model("msvm_unet", encoder="test_resnet", num_classes=2)
+
+
+def test_slices_of_segmamba():
+    fixed = create_model("test_segmamba", slices=(16, 8, 4, 2)).eval()
+    free = create_model("test_segmamba").eval()
+    free.load_state_dict(fixed.state_dict())
+    x = torch.randn(1, 4, 32, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(fixed(x), free(x))
+    with pytest.raises(ValueError, match="equal slices"):
+        create_model("test_segmamba", slices=(7, 8, 4, 2))(x)
+
+
 def test_export(tmp_path):
     from visionssm.analysis.exporting import export_model
 
@@ -148,7 +235,7 @@ def test_export(tmp_path):
     assert export_model(model, torch.randn(2, 3, 32, 64), tmp_path / "model.pt2") < 1e-4
 
 
-@pytest.mark.parametrize("name", ["test_vm_unet", "test_ultralight_vm_unet", "test_lightm_unet_3d"])
+@pytest.mark.parametrize("name", ["test_vm_unet", "test_ultralight_vm_unet", "test_umamba_bot_3d", "test_segmamba"])
 def test_runs_in_a_sliding_window(name):
     inferers = pytest.importorskip("monai.inferers")
     model = create_model(name).eval()
