@@ -105,7 +105,8 @@ class MambaND(PlainModel):
         ValueError: a merging after a block that there is not, or no scan order.
     """
 
-    undecayed = ("pos_embed", ".A_log")
+    # D and biases were vectors there, here they are (1, channels); A_log was decayed at a tenth of the rate
+    undecayed = ("pos_embed", ".ssm.A_log", ".ssm.D", ".ssm.dt_bias", ".mixer.conv_bias")
     unused = ("act_layer", "feature_stream", "shuffle_rate")
     linear_std = None
     layout = Layout(

@@ -199,6 +199,8 @@ class MambaVision(HierarchicalModel):
         ValueError: there is no number of heads or no window for each stage, or heads do not divide channels.
     """
 
+    # there D and the bias of the step size were vectors, here they are (1, channels); A_log was decayed
+    undecayed = (".ssm.D", ".ssm.dt_bias")
     layout = Layout(
         own=r"^stages\.\d+\.blocks\.\d+\.conv2\.weight$",
         tell_tale=(
