@@ -1,0 +1,29 @@
+"""Cascade Mask R-CNN with a feature pyramid and the heads of ConvNeXt (arXiv:2201.03545): four convolutions, GIoU loss."""
+
+_base_ = "cascade_mask_rcnn_simple_fpn.py"
+model = dict(
+    neck=dict(type="FPN"),
+    rpn_head=dict(num_convs=1),
+    roi_head=dict(
+        bbox_head=[
+            dict(
+                type="ConvFCBBoxHead",
+                num_shared_convs=4,
+                num_shared_fcs=1,
+                in_channels=256,
+                conv_out_channels=256,
+                fc_out_channels=1024,
+                roi_feat_size=7,
+                num_classes=80,
+                norm_cfg=dict(type="SyncBN", requires_grad=True),
+                bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=_stds),
+                reg_class_agnostic=False,
+                reg_decoded_bbox=True,
+                loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+                loss_bbox=dict(type="GIoULoss", loss_weight=10.0),
+            )
+            for _stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
+        ],
+        mask_head=dict(norm_cfg=None),
+    ),
+)

@@ -1,0 +1,15 @@
+"""VSSD-T, Mask R-CNN, 36 epochs, multi-scale.
+
+Published: box AP 48.8, mask AP 43.6. Source: the authors' README (https://github.com/YuHengsss/VSSD).
+"""
+
+_base_ = [
+    "../../_base_/models/mask_rcnn.py",
+    "../../_base_/datasets/coco_multi_scale.py",
+    "../../_base_/schedules/coco_3x.py",
+    "../../_base_/detection_runtime.py",
+]
+model = dict(
+    backbone=dict(name="vssd_tiny", pretrained=True, drop_path_rate=0.2),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,14 @@
+"""MambaVision-S, UPerNet, 160,000 iterations.
+
+Published: mIoU 48.2. Source: the authors' README (https://github.com/NVlabs/MambaVision).
+Every map lies in one window and is filled with zeros to its size; the authors' backbone drops the rate of stochastic
+depth that their configurations give, and trains with 0.2. The weights are not for commercial use.
+"""
+
+_base_ = "upernet_mambavision_t_160k_ade20k-512x512.py"
+model = dict(
+    backbone=dict(name="mambavision_s", model_args=dict(window_size=(8, 8, 160, 56))),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)
+optim_wrapper = dict(optimizer=dict(lr=6e-5))
