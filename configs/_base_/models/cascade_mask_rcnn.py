@@ -1,4 +1,4 @@
-"""Cascade Mask R-CNN with a feature pyramid and the heads of ConvNeXt (arXiv:2201.03545): four convolutions, GIoU loss."""
+"""Cascade Mask R-CNN with a feature pyramid and the heads of ConvNeXt (arXiv:2201.03545)."""
 
 _base_ = "cascade_mask_rcnn_simple_fpn.py"
 model = dict(
