@@ -1,0 +1,7 @@
+"""Whole restoration networks, in a registry of their own: images to images, larger by the model's scale."""
+
+from ._base import RestorationModel
+from ._registry import create_model, list_models
+from .mambair import MambaIR, MambaIRUNet
+
+__all__ = ["MambaIR", "MambaIRUNet", "RestorationModel", "create_model", "list_models"]
