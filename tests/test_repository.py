@@ -16,7 +16,9 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "visionssm"
 # a part of the package may import itself and those before it
-PARTS = "errors files checkpoints ops scans layers models segmentation restoration analysis digits engine openmmlab".split()
+PARTS = (
+    "errors files checkpoints ops scans layers models segmentation restoration analysis digits engine openmmlab"
+).split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "tools").glob("*.py"))
 DOCUMENTS = [p for pattern in ("*.md", "docs/**/*.md", "model_cards/*.md") for p in sorted(ROOT.glob(pattern))]

@@ -16,6 +16,12 @@ PUBLISHED = {
     **{f"mambair_light_x{scale}": ("mambair_light", dict(scale=scale)) for scale in (2, 3, 4)},
     "mambair_dn_color": ("mambair_dn", {}),
     "mambair_jpeg": ("mambair_jpeg", {}),
+    "mambairv2_light_x2": ("mambairv2_light", dict(scale=2)),
+    "mambairv2_small_x4": ("mambairv2_small", {}),
+    "mambairv2_base_x4": ("mambairv2", {}),
+    "mambairv2_large_x4": ("mambairv2_large", {}),
+    "mambairv2_dn_color": ("mambairv2_dn", {}),
+    "mambairv2_jpeg": ("mambairv2_jpeg", {}),
     "mambair_realdn": ("mambair_unet", {}),
 }
 PICOS = list_models("test_*")

@@ -21,8 +21,9 @@ from ..errors import CheckpointError
 
 WEIGHTS = ("auto", "raw", "ema")
 RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one of this package's training
-_RAW = ("state_dict", "model", "net", "network_weights")  # the last as nnU-Net writes it
-_AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E")
+# "network_weights" as nnU-Net writes it, "params" and "params_ema" as BasicSR
+_RAW = ("state_dict", "model", "net", "network_weights", "params")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E", "params_ema")
 _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 8
 

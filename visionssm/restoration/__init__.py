@@ -3,5 +3,6 @@
 from ._base import RestorationModel
 from ._registry import create_model, list_models
 from .mambair import MambaIR, MambaIRUNet
+from .mambairv2 import MambaIRv2
 
-__all__ = ["MambaIR", "MambaIRUNet", "RestorationModel", "create_model", "list_models"]
+__all__ = ["MambaIR", "MambaIRUNet", "MambaIRv2", "RestorationModel", "create_model", "list_models"]

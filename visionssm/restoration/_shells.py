@@ -31,6 +31,7 @@ UNET_NAMES = (
     (r"^reduce_chan_level(\d)\.", r"reduce.\1."),
 )
 norm = partial(LayerNorm, eps=1e-5)
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 
 
 class Blocks(nn.Sequential):

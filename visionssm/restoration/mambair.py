@@ -16,11 +16,10 @@ from ..layers import SS2D
 from ..scans import check_scan
 from ._base import SS2D_NAMES
 from ._registry import register
-from ._shells import GROUP_NAMES, UNET_NAMES, GroupedRestorer, ReconstructionHead, ShuffleUNet, norm
+from ._shells import GROUP_NAMES, RGB_MEAN, UNET_NAMES, GroupedRestorer, ReconstructionHead, ShuffleUNet, norm
 
 __all__ = ["MambaIR", "MambaIRUNet"]
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 
 _BLOCK_NAMES = (
     (r"\.ln_(\d)\.", r".norm\1."),
