@@ -16,6 +16,8 @@ PUBLISHED = {
     **{f"mambair_light_x{scale}": ("mambair_light", dict(scale=scale)) for scale in (2, 3, 4)},
     "mambair_dn_color": ("mambair_dn", {}),
     "mambair_jpeg": ("mambair_jpeg", {}),
+    **{f"eamamba_sr_x{scale}": ("eamamba_sr_light", dict(scale=scale)) for scale in (2, 3, 4)},
+    "eamamba_unet": ("eamamba", {}),
     "mambairv2_light_x2": ("mambairv2_light", dict(scale=2)),
     "mambairv2_small_x4": ("mambairv2_small", {}),
     "mambairv2_base_x4": ("mambairv2", {}),

@@ -2,7 +2,18 @@
 
 from ._base import RestorationModel
 from ._registry import create_model, list_models
+from .eamamba import AllAroundScan, EAMambaSR, EAMambaUNet
 from .mambair import MambaIR, MambaIRUNet
 from .mambairv2 import MambaIRv2
 
-__all__ = ["MambaIR", "MambaIRUNet", "MambaIRv2", "RestorationModel", "create_model", "list_models"]
+__all__ = [
+    "AllAroundScan",
+    "EAMambaSR",
+    "EAMambaUNet",
+    "MambaIR",
+    "MambaIRUNet",
+    "MambaIRv2",
+    "RestorationModel",
+    "create_model",
+    "list_models",
+]
