@@ -47,6 +47,7 @@ def test_any_size_and_all_gradients(name):
     torch.manual_seed(0)
     model = create_model(name)
     x = torch.rand(2, model.in_chans, 13, 18)
+    torch.manual_seed(1)  # some draw while they train
     y = model(x)
     assert y.shape == (2, model.in_chans, 13 * model.scale, 18 * model.scale)
     y.square().mean().backward()
@@ -55,6 +56,7 @@ def test_any_size_and_all_gradients(name):
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     model.set_grad_checkpointing()
+    torch.manual_seed(1)
     model(x).square().mean().backward()
     for n, p in model.named_parameters():
         torch.testing.assert_close(p.grad, grads[n])
