@@ -24,7 +24,7 @@ DOCUMENTS = (
     "benchmarks/**/*.md",
     "reports/*.md",
 )
-PARTS = ("ops", "scans", "layers", "models", "analysis", "openmmlab")  # those that a stranger calls
+PARTS = ("ops", "scans", "layers", "models", "segmentation", "analysis", "openmmlab")  # those that a stranger calls
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
