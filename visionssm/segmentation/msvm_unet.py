@@ -116,7 +116,7 @@ class MSVMDecoder(nn.Module):
 
     Args:
         channels: Channels of the maps, finest first; all but the first even. In the original they double.
-        num_classes: Channels of the logits.
+        num_classes: Channels of the logits; 0 for features of as many channels as the finest map, without a classifier.
         depths: Blocks of each stage, coarsest first; one stage less than there are maps.
         drop_path_rate: Stochastic depth of the first block; falls linearly to 0.
         scale: Pixels of the image along a side of the finest map's pixels.
@@ -148,7 +148,7 @@ class MSVMDecoder(nn.Module):
             for i, (dim, dim_out) in enumerate(zip(back[:-1], back[1:], strict=True))
         )
         self.up = LargeKernelPatchExpand(back[-1], back[-1], scale)
-        self.head = nn.Conv2d(back[-1], num_classes, 1)
+        self.head = nn.Conv2d(back[-1], num_classes, 1) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
