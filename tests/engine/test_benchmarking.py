@@ -25,6 +25,7 @@ def test_rows_of_two_models_and_modes(tmp_path, capsys):
         ("test_resnet", "train"),
     ]
     assert all(row["images_per_second"] > 0 and row["gmacs"] > 0 and row["status"] == "ok" for row in rows)
+    assert all(0 < row["scan_share"] < 1 for row in rows[:2]) and all(row["scan_share"] == 0 for row in rows[2:])
     assert len(capsys.readouterr().out.strip().splitlines()) == 5
     with Image.open(tmp_path / "p.png") as image:
         assert image.format == "PNG"

@@ -76,6 +76,19 @@ def measure(step: Callable[[], None], device: torch.device, warm: int, repeats: 
     return statistics.median(seconds), torch.cuda.max_memory_allocated(device) if on_gpu else None
 
 
+def share_of_scans(step: Callable[[], None]) -> float:
+    """Profile a step on a CPU.
+
+    Returns:
+        The part of its time, between 0 and 1, that this package's operators take: the scans and their gradients.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+        step()
+    events = profile.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    return sum(event.cpu_time_total for event in events if event.key.startswith("visionssm::")) / total
+
+
 def make_step(model: torch.nn.Module, images: torch.Tensor, mode: str, precision: Callable) -> Callable[[], None]:
     """Return a function that runs one inference or one training step (cross-entropy, SGD without momentum)."""
     if mode == "inference":
@@ -107,13 +120,14 @@ def benchmark(
     """Measure one model in one setting.
 
     Returns:
-        A row: what was measured, images per second, milliseconds per step, peak memory in MiB (None on the CPU),
-        parameters and multiply-adds. `status` says "out of memory" where it did not fit.
+        A row: what was measured, images per second, milliseconds per step, peak memory in MiB (None on the CPU), the
+        scans' share of the time (None on a GPU), parameters and multiply-adds. `status` says "out of memory" where it
+        did not fit.
 
     Raises:
         UserError: The model cannot be built or does not run at this size.
     """
-    classifier = read_classifier(args, name)
+    classifier = read_classifier(args, name, images={"img_size": size})  # of the sizes swept, this one
     model, name = classifier.model, classifier.name
     channels, _, own = classifier.data_config["input_size"]
     size = size or own
@@ -147,10 +161,12 @@ def benchmark(
             "images_per_second": round(batch / seconds, 2),
             "step_ms": round(1000 * seconds, 3),
             "peak_memory_mib": None if memory is None else round(memory / 2**20, 1),
+            "scan_share": round(share_of_scans(step), 3) if device.type == "cpu" else None,
             "status": "ok",
         }
     except torch.cuda.OutOfMemoryError:
-        result = {"images_per_second": None, "step_ms": None, "peak_memory_mib": None, "status": "out of memory"}
+        measured = ("images_per_second", "step_ms", "peak_memory_mib", "scan_share")
+        result = {**dict.fromkeys(measured), "status": "out of memory"}
     return (
         row | result | {"param_count_m": round(cost.parameters / 1e6, 3), "gmacs": round(cost.multiply_adds / 1e9, 4)}
     )
@@ -189,8 +205,9 @@ def main(argv: list[str] | None = None) -> int:
                 else row["status"]
             )
             memory = f"  {row['peak_memory_mib']:9.1f} MiB" if row["peak_memory_mib"] is not None else ""
+            share = f"  scans {row['scan_share']:4.0%}" if row["scan_share"] is not None else ""
             print(
-                f"{row['model']:28s} {mode:9s} batch {batch:4d}  {row['img_size']:4d} px  {rate}{memory}"
+                f"{row['model']:28s} {mode:9s} batch {batch:4d}  {row['img_size']:4d} px  {rate}{memory}{share}"
                 f"  {row['param_count_m']:7.2f} M  {row['gmacs']:7.3f} GMACs",
                 flush=True,
             )
