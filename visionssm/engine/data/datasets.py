@@ -257,8 +257,9 @@ def labels(dataset: torch.utils.data.Dataset) -> list[int]:
         return [int(label) for label in reader.targets]
     if hasattr(reader, "iter_targets"):
         return [int(label) for label in reader.iter_targets()]
-    if getattr(dataset, "targets", None) is not None:
-        return [int(label) for label in dataset.targets]
+    targets = getattr(dataset, "targets", None)
+    if targets is not None:
+        return [int(label) for label in targets]
     raise UserError(
         "class weights and balanced sampling need a data set that tells its labels: a folder, tar, or hfds/"
     )

@@ -139,7 +139,8 @@ def imagenet_synsets(model: torch.nn.Module) -> dict[str, int] | None:
 def imagenet_classes(model: torch.nn.Module) -> list[str] | None:
     """Return ImageNet's class descriptions for a model with one of its known class sets."""
     info = _imagenet(model)
-    return None if info is None else [info.index_to_description(index) for index in range(model.num_classes)]
+    classes = getattr(model, "num_classes", 0)
+    return None if info is None else [info.index_to_description(index) for index in range(classes)]
 
 
 def _imagenet(model: torch.nn.Module) -> ImageNetInfo | None:

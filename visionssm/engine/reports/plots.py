@@ -287,5 +287,7 @@ def draw_confusion(counts: Any, names: Sequence[str] | None, path: str | Path, t
             for column in range(total):
                 if counts[row, column]:
                     color = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, int(counts[row, column]), ha="center", va="center", color=color, fontsize=7)
+                    axes.text(
+                        column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=7
+                    )
     save_figure(figure, path)
