@@ -36,13 +36,13 @@ def convert(state_dict: dict[str, Tensor], model: HRVMamba) -> dict[str, Tensor]
 
 
 def outputs(model: HRVMamba, x: Tensor, case: Case) -> dict[str, Tensor]:
-    maps = [model.stem(x)]
-    out = {"stem_layer1": maps[0]}
+    maps = model.stem(x)
+    out = {"stem_layer1": maps}
     for i, stage in enumerate(model.stages, 2):
         maps = stage(maps)
         out[f"stage{i}_last"] = maps[-1]
     out |= {f"branch{i}": level for i, level in enumerate(maps)}
-    out["neck"] = model.neck(maps)[-1]
+    out["neck"] = model.neck(maps)
     out["logits"] = model.forward_head(out["neck"])
     return out
 

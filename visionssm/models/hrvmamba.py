@@ -212,8 +212,36 @@ class Shrink(nn.Sequential):
             self.append(_ConvBN(dim, dim_out if last else dim, 1, apply_act=not last, **kit.dd))
 
 
+class FusionSum(nn.ModuleList):
+    """The sum of all resolutions, brought to the size and channels of one, and ReLU.
+
+    Args:
+        dims: Channels of the branches.
+        index: Which of them is made.
+        kit: What the model's parts share.
+    """
+
+    def __init__(self, dims: Sequence[int], index: int, kit: Kit):
+        super().__init__()
+        self.index = index
+        for j, dim in enumerate(dims):
+            if j > index:
+                self.append(_ConvBN(dim, dims[index], 1, apply_act=False, **kit.dd))
+            else:
+                self.append(Shrink(dim, dims[index], index - j, kit) if j < index else nn.Identity())
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps from fine to coarse to one of them."""
+        total = None
+        for j, path in enumerate(self):
+            y = path(maps[j])
+            y = enlarge(y, 2 ** (j - self.index), maps[self.index]) if j > self.index else y
+            total = y if total is None else total + y
+        return F.relu(total)
+
+
 class Fusion(nn.Module):
-    """Every resolution becomes the sum of all, brought to its size and channels.
+    """Every resolution becomes the sum of all.
 
     Args:
         dims: Channels of the branches.
@@ -222,27 +250,11 @@ class Fusion(nn.Module):
 
     def __init__(self, dims: Sequence[int], kit: Kit):
         super().__init__()
-
-        def path(i: int, j: int) -> nn.Module:
-            if j > i:
-                return _ConvBN(dims[j], dims[i], 1, apply_act=False, **kit.dd)
-            return Shrink(dims[j], dims[i], i - j, kit) if j < i else nn.Identity()
-
-        branches = range(len(dims))
-        self.rows = nn.ModuleList(nn.ModuleList(path(i, j) for j in branches) for i in branches)
-        self.act = nn.ReLU()
+        self.rows = nn.ModuleList(FusionSum(dims, i, kit) for i in range(len(dims)))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps from fine to coarse to the same."""
-        out = []
-        for i, row in enumerate(self.rows):
-            total = None
-            for j, (path, x) in enumerate(zip(row, maps, strict=True)):
-                y = path(x)
-                y = enlarge(y, 2 ** (j - i), maps[i]) if j > i else y
-                total = y if total is None else total + y
-            out.append(self.act(total))
-        return out
+        return [row(maps) for row in self.rows]
 
 
 class ParallelModule(nn.Module):
@@ -264,8 +276,9 @@ class ParallelModule(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.fusion = Fusion(dims, kit)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps from fine to coarse to as many, or one more."""
+    def forward(self, maps: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Maps from fine to coarse, or the only one, to as many, or one more."""
+        maps = maps if isinstance(maps, (list, tuple)) else [maps]
         if self.transition is not None:
             # the parts beyond those there are make the new branch, from the coarsest
             maps = [part(maps[min(i, len(maps) - 1)]) for i, part in enumerate(self.transition)]
@@ -323,16 +336,18 @@ class Neck(nn.Module):
             _ConvBN(dim, out, 3, stride=2, padding=1, **kit.dd)
             for dim, out in zip(dims_out, dims_out[1:], strict=False)
         )
+        self.taps = nn.ModuleList(nn.Identity() for _ in self.downsample)  # where hooks find the sums
         self.final = _ConvBN(dims_out[-1], dim_out, 1, **kit.dd)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps from fine to coarse to the sum at each resolution, the last one projected to `dim_out`."""
+    def forward(self, maps: Sequence[Tensor], with_sums: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Maps from fine to coarse to the last one; with `with_sums`, also the sums at the finer resolutions."""
+        sums = []
         x = self.increase[0](maps[0])
-        levels = [x]
-        for i, downsample in enumerate(self.downsample, 1):
-            x = downsample(x) + self.increase[i](maps[i])
-            levels.append(x)
-        return [*levels[:-1], self.final(x)]
+        for i, downsample in enumerate(self.downsample):
+            sums.append(self.taps[i](x))
+            x = downsample(x) + self.increase[i + 1](maps[i + 1])
+        x = self.final(x)
+        return (x, sums) if with_sums else x
 
 
 class HRVMamba(VisionModel):
@@ -444,7 +459,7 @@ class HRVMamba(VisionModel):
         kit = make_kit(act_layer, norm_layer, norm_eps, proj_drop_rate, device, dtype)
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = neck_out
+        self.num_features = neck_out
         self.excited = excited
         self.scan = scan
         self.features = features
@@ -471,10 +486,20 @@ class HRVMamba(VisionModel):
             neck_out, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NCHW", **kit.dd
         )
         channels = dims if features == "branches" else (*neck_dims[:-1], neck_out)
-        module = "neck" if features == "neck" else f"stages.{len(modules) - 1}"
-        self.feature_info = [dict(num_chs=dim, reduction=4 * 2**i, module=module) for i, dim in enumerate(channels)]
+        taps = [f"stages.{len(modules) - 1}.{modules[-1] - 1}.fusion.rows.{i}" for i in range(_BRANCHES)]
+        if features == "neck":
+            taps = [*(f"neck.taps.{i}" for i in range(_BRANCHES - 1)), "neck.final"]
+        self.feature_info = [
+            dict(num_chs=dim, reduction=4 * 2**i, module=tap)
+            for i, (dim, tap) in enumerate(zip(channels, taps, strict=True))
+        ]
         if weight_init != "skip":
             self.init_weights(weight_init, needs_reset=False)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels that the classifier sees: the map's, or twice as many for a pool that joins two."""
+        return self.num_features * self.head.global_pool.feat_mult()
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nothing to adapt.
@@ -531,7 +556,7 @@ class HRVMamba(VisionModel):
 
     def branches(self, x: Tensor) -> list[Tensor]:
         """Images (b, c, h, w) to the maps of all resolutions, from stride 4 to 32."""
-        return self.stages([self.stem(x)])
+        return self.stages(self.stem(x))
 
     def forward_intermediates(
         self,
@@ -561,15 +586,18 @@ class HRVMamba(VisionModel):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NHWC', got {output_fmt!r}")
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
-        maps = self.branches(x)
-        spared = self.neck is None or (self.features == "branches" and intermediates_only)
-        levels = maps if spared else self.neck(maps)
-        chosen = levels if self.features == "neck" else maps
-        intermediates = [chosen[i] for i in take_indices]
+        levels = self.branches(x)
+        final = levels[-1]
+        if self.features == "neck":
+            final, levels = self.neck(levels, with_sums=True)
+            levels.append(final)
+        elif self.neck is not None and not intermediates_only:
+            final = self.neck(levels)
+        intermediates = [levels[i] for i in take_indices]
         if output_fmt == "NHWC":
             intermediates = [y.permute(0, 2, 3, 1) for y in intermediates]
         intermediates = [y.contiguous() for y in intermediates]
-        return intermediates if intermediates_only else (levels[-1], intermediates)
+        return intermediates if intermediates_only else (final, intermediates)
 
     def prune_intermediate_layers(
         self,
@@ -588,7 +616,7 @@ class HRVMamba(VisionModel):
             self.neck = None
             fusion = self.stages[-1][-1].fusion
             fusion.rows = fusion.rows[: max_index + 1]
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+            self.num_features = self.feature_info[max_index]["num_chs"]
         if prune_head:
             self.reset_classifier(0, "")
         return take_indices
@@ -596,7 +624,7 @@ class HRVMamba(VisionModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) to the neck's last map (b, neck_out, h / 32, w / 32)."""
         maps = self.branches(x)
-        return maps[-1] if self.neck is None else self.neck(maps)[-1]
+        return maps[-1] if self.neck is None else self.neck(maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify; with `pre_logits`, only pool."""

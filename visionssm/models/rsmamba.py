@@ -45,7 +45,7 @@ class PathMixer(MambaMixer):
         return self.proj_drop(self.out_proj(y * self.act(z).unsqueeze(2)))
 
 
-class PathGate(nn.Linear):
+class PathGate(nn.Module):
     """Weights of the paths from the means of all of them, and their sum by these weights.
 
     Args:
@@ -54,11 +54,12 @@ class PathGate(nn.Linear):
     """
 
     def __init__(self, dim: int, paths: int, device=None, dtype=None):
-        super().__init__(paths * dim, paths, bias=False, device=device, dtype=dtype)
+        super().__init__()
+        self.proj = nn.Linear(paths * dim, paths, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, L, k, d) to (b, L, d)."""
-        weights = super().forward(x.mean(1).flatten(1)).softmax(-1)
+        weights = self.proj(x.mean(1).flatten(1)).softmax(-1)
         return (x * weights[:, None, :, None]).sum(2)
 
 
@@ -140,7 +141,7 @@ class RSMamba(PlainModel):
             (r"^backbone\.", ""),
             (r"^head\.fc\.", "head."),
             (r"^patch_embed\.projection\.", "patch_embed.proj."),
-            (r"^gate_layers\.(\d+)\.0\.", r"blocks.\1.gate."),
+            (r"^gate_layers\.(\d+)\.0\.", r"blocks.\1.gate.proj."),
             (r"^layers\.(\d+)\.conv1d\.(weight|bias)$", r"blocks.\1.mixer.conv_\2"),
             (r"^layers\.(\d+)\.x_proj\.weight$", r"blocks.\1.mixer.ssm.x_proj_weight"),
             (r"^layers\.(\d+)\.dt_proj\.(weight|bias)$", r"blocks.\1.mixer.ssm.dt_\2"),
