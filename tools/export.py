@@ -2,6 +2,9 @@
 
 python tools/export.py vmamba_tiny_s1l8 --output vmamba_tiny.onnx
 python tools/export.py vmamba_tiny_s1l8 --checkpoint authors.pth --img-size 384 512 --output vmamba_tiny.pt2
+
+A .pt2 program calls the operators of visionssm: where it is loaded, the package must be installed and imported first
+(import visionssm). An .onnx file needs nothing but a runtime.
 """
 
 import argparse
@@ -31,8 +34,19 @@ def main() -> int:
     channels, *size = classifier.data_config["input_size"]
     if args.img_size:
         size = (args.img_size * 2)[:2]
+    if args.output.suffix in (".pt", ".pth", ".torchscript", ".ts"):
+        print(
+            f"export: {args.output.name} would be TorchScript, which PyTorch has deprecated and which cannot hold "
+            "operators with Python kernels; write .pt2 or .onnx",
+            file=sys.stderr,
+        )
+        return 2
     image = torch.randn(1 if args.static_batch else 2, channels, *size)
-    difference = export_model(classifier.model, image, args.output, dynamic_batch=not args.static_batch)
+    try:
+        difference = export_model(classifier.model, image, args.output, dynamic_batch=not args.static_batch)
+    except (ValueError, ImportError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
     print(
         f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, images of {size[0]} x {size[1]}, "
         f"largest difference to the model {difference:.1e}"

@@ -167,3 +167,27 @@ def test_autocast_scans_in_low_precision_and_merges_in_float32():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(1, 3, 32, 32))
     assert seen == dict(given=torch.bfloat16, out=torch.float32)
+
+
+@pytest.mark.parametrize("places", [(0, 1), (0, 2), (1, 3)])
+def test_grouped_projections_and_other_places_of_the_downsampling(places):
+    """As the version of one file writes them: routes and outputs of the projections share an axis."""
+    model = small()
+    source = {}
+    for name, value in published(model).items():
+        for theirs, grouped in (("x_proj_weight", "x_proj.weight"), ("dt_projs_weight", "dt_projs.weight")):
+            if name.endswith(theirs):
+                name, value = name.replace(theirs, grouped), value.flatten(0, 1)
+        if name.endswith("dt_projs_bias"):
+            name, value = name.replace("dt_projs_bias", "dt_projs.bias"), value.flatten()
+        for old, new in zip((1, 3), places, strict=True):
+            if f".downsample.{old}." in name:
+                name = name.replace(f".downsample.{old}.", f".downsample.{new}.")
+                break
+        source[name] = value
+    other = small()
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other.load_state_dict(VMamba.checkpoint_filter_fn(source, other))
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(other(x), model(x))

@@ -57,7 +57,7 @@ class VMamba(HierarchicalModel):
     undecayed = (".ssm.D",)
     layout = Layout(
         own=r"^stem\.conv1?\.weight$",
-        tell_tale=(r"(^|\.)layers\.\d+\.blocks\.\d+\.(op|self_attention)\.x_proj_weight$",),
+        tell_tale=(r"(^|\.)layers\.\d+\.blocks\.\d+\.(op|self_attention)\.x_proj(_|\.)weight$",),
         names=(
             (r"^patch_embed\.5\.", "stem.conv2."),
             (r"^patch_embed\.7\.", "stem.norm2."),
@@ -78,6 +78,9 @@ class VMamba(HierarchicalModel):
             (r"^layers\.(\d+)\.blocks\.(\d+)\.op\.", r"stages.\1.blocks.\2.mixer."),
             (r"^layers\.(\d+)\.blocks\.", r"stages.\1.blocks."),
             (r"\.conv2d\.", ".conv."),
+            # the version of one file has grouped projections: routes and outputs share an axis
+            (r"\.mixer\.x_proj\.weight$", ".mixer.ssm.x_proj_weight"),
+            (r"\.mixer\.dt_projs\.(weight|bias)$", r".mixer.ssm.dt_\1"),
             (r"\.mixer\.x_proj_weight$", ".mixer.ssm.x_proj_weight"),
             (r"\.mixer\.dt_projs_weight$", ".mixer.ssm.dt_weight"),
             (r"\.mixer\.dt_projs_bias$", ".mixer.ssm.dt_bias"),
@@ -132,7 +135,17 @@ class VMamba(HierarchicalModel):
         self.scan = scan
 
     def adapt_state_dict(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The files give both stems' first layers one name."""
+        """The files give both stems' first layers one name, and number a downsampling's layers in several ways."""
+        for name in [name for name in state_dict if re.search(r"\.downsample\.0\.", name)]:
+            # convolution and norm without the layers between them that change the order of axes
+            conv, prefix = name.replace(".downsample.0.", ".downsample.conv."), name.split(".0.")[0]
+            kind = name.rsplit(".", 1)[1]
+            state_dict = dict(state_dict)
+            if conv in state_dict:
+                state_dict[f"{prefix}.norm.{kind}"] = state_dict.pop(conv)
+            elif f"{prefix}.2.{kind}" in state_dict:
+                state_dict[f"{prefix}.norm.{kind}"] = state_dict.pop(f"{prefix}.2.{kind}")
+            state_dict[conv] = state_dict.pop(name)
         if hasattr(self.stem, "conv1"):
             return state_dict
         return {re.sub(r"^stem\.(conv|norm)1\.", r"stem.\1.", name): value for name, value in state_dict.items()}
