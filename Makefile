@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite parity clean
+.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite ecosystem parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
+	@echo "make ecosystem  pico models through libraries that take any timm model: peft, captum, transformers and others"
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
@@ -116,6 +117,10 @@ test-all: lint sanitize $(VENV)/.openmmlab
 
 timm-suite: $(VENV)/.dev
 	$(BIN)/python tests/timm_suite/run.py $(PATTERNS)
+
+ecosystem: $(VENV)/.dev
+	$(PIP) install -c constraints.txt -e ".[ecosystem]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ecosystem
 
 # our trainer against timm's own train.py from one recipe: make parity TIMM=<checkout of timm>
 parity: $(VENV)/.dev

@@ -74,9 +74,15 @@ class ConvPatchEmbed(nn.Module):
 
 
 @register_notrace_function  # fx cannot follow a decision on a module
-def _without_bias(linear: nn.Module, x: Tensor) -> Tensor:
-    """linear(x) less its bias; a layer that something is attached to is called."""
-    return F.linear(x, linear.weight) if is_plain_linear(linear) else linear(x) - linear.bias
+def _product_and_bias(linear: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """linear(x) less its bias, and the bias.
+
+    A layer that something is attached to is called for both: its bias may lie elsewhere or be of another kind.
+    """
+    if is_plain_linear(linear):
+        return F.linear(x, linear.weight), linear.bias
+    bias = linear(x.new_zeros(1, x.shape[-1]))[0]
+    return linear(x) - bias, bias
 
 
 class DirectionalMixer(nn.Module):
@@ -146,7 +152,7 @@ class DirectionalMixer(nn.Module):
             codes = codes.gather(1, steps.long())
         delta, b, c = self.x_proj(u).split(self.splits, dim=-1)
         # all routes share the step size, so it is expanded once; its bias is added inside the scan
-        delta = _without_bias(self.dt_proj, delta)
+        delta, bias = _product_and_bias(self.dt_proj, delta)
         b = b.unsqueeze(2) + F.embedding(codes.t(), self.direction_B)
         return selective_scan(
             u,
@@ -155,7 +161,7 @@ class DirectionalMixer(nn.Module):
             b,
             c,
             state_dtype(self.D),
-            2 * state_dtype(self.dt_proj.bias),
+            2 * state_dtype(bias),
             order=order,
             index=self.scan_index,
             out=out,
