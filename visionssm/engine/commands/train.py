@@ -326,7 +326,7 @@ def create_loader(
     num_classes: int,
     device: torch.device,
     world: processes.World,
-    reader: ImageReader,
+    reader: ImageReader | None = None,
 ) -> TrainLoader:
     """Create the training loader."""
     data, augmentation = options.data, options.augmentation
