@@ -10,6 +10,7 @@ from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projec
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, expand_patches
 from .pooling import make_map_pool
+from .removed import RemovedBlock, RemovedBranch, RemovedScan
 from .residual_mamba import ResidualMamba
 from .residual_stream import StreamBlock
 from .ss2d import SS2D
@@ -32,6 +33,9 @@ __all__ = [
     "PatchExpand",
     "PatchMerging",
     "PatchStem",
+    "RemovedBlock",
+    "RemovedBranch",
+    "RemovedScan",
     "ResidualBlock",
     "ResidualConvStem",
     "ResidualMamba",

@@ -5,8 +5,9 @@ import pkgutil
 
 from ..checkpoints import CheckpointError, inert_stand_ins
 from ._listing import kind_of, list_kinds, list_models
+from ._removal import removable, remove
 
-__all__ = ["CheckpointError", "inert_stand_ins", "kind_of", "list_kinds", "list_models"]
+__all__ = ["CheckpointError", "inert_stand_ins", "kind_of", "list_kinds", "list_models", "removable", "remove"]
 
 for _file in pkgutil.iter_modules(__path__):
     if not _file.name.startswith("_"):

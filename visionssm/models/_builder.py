@@ -26,6 +26,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.layout import Layout
 from ..errors import CheckpointError, nearest
+from ._removal import remove, without_removed
 
 Model = TypeVar("Model", bound="VisionModel")
 
@@ -160,7 +161,9 @@ class VisionModel(nn.Module):
         family = identify(source)
         foreign = family is not None and family not in {base.__name__ for base in type(model).__mro__}
         try:
-            out = model.adapt_state_dict(model.layout.convert(source, shapes))
+            pruned = bool(getattr(model, "removed", ())) and source.keys() <= shapes.keys()  # its tell-tale may be gone
+            out = dict(source) if pruned else model.layout.convert(source, shapes)
+            out = model.adapt_state_dict(without_removed(out, model))
         except CheckpointError as error:
             if not foreign or str(family) in str(error):
                 raise
@@ -244,14 +247,17 @@ def build_model(
         model_cls: The model class.
         variant: Name of the variant.
         pretrained: Load the weights that the variant's configuration, or its overlay, names.
-        kwargs: What the caller asks for: arguments of timm's builder and of the model class; they override `args`.
+        kwargs: What the caller asks for: arguments of timm's builder and of the model class, and `removed`, paths of
+            parts to leave out (see `visionssm.models.removable`); they override `args`.
         **args: The variant's arguments of the model class.
 
     Raises:
         CheckpointError: the weights do not fit, or the file is none.
         TypeError: the model class has no such argument.
+        ValueError: a part to remove is none of the model's, see `remove`.
     """
     args |= kwargs
+    removed = args.pop("removed", ())
     out_indices = args.pop("out_indices", model_cls.out_indices)
     overlay, cfg = args.get("pretrained_cfg_overlay") or {}, args.get("pretrained_cfg")
     file = None
@@ -263,6 +269,9 @@ def build_model(
         args["pretrained_cfg_overlay"] = {**overlay, "state_dict": {"file": file}}
     # whoever asks for a number of classes of their own expects a new classifier where the file has another
     classifier = "unused" if kwargs.get("features_only") else "keep" if kwargs.get("num_classes") is None else "anew"
+
+    def construct(**own: Any) -> Model:
+        return remove(model_cls(**own), removed)
 
     def convert(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state = fit(read(file).weights if file else state_dict, model, classifier)
@@ -289,7 +298,7 @@ def build_model(
         feature_cfg["flatten_sequential"] = True  # the stages are children of one module
     with inert_stand_ins():
         return build_model_with_cfg(
-            model_cls,
+            construct,
             variant,
             pretrained,
             pretrained_filter_fn=convert,

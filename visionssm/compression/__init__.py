@@ -1,0 +1,1 @@
+"""Making trained models smaller: parts removed by what they matter, values quantised."""
