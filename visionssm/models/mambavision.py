@@ -19,7 +19,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, Refusal, shifted
-from ..layers import ResidualBlock, SelectiveSSM, Stage
+from ..layers import ResidualBlock, SelectiveSSM, Stage, TokenReorder, restore_order
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -86,9 +86,11 @@ class WindowMixer(nn.Module):
         d_state: States per channel.
         d_conv: Taps of the convolution along the tokens, odd.
         proj_drop: Dropout after the output projection.
+        reorder: Order of the tokens in the scan; they stay as they are stored if None.
+        restore: Put the output of a reordered scan back to the tokens' places.
 
     Raises:
-        ValueError: an odd number of channels.
+        ValueError: an odd number of channels, or several routes for reordered tokens.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class WindowMixer(nn.Module):
         d_state: int = 8,
         d_conv: int = 3,
         proj_drop: float = 0.0,
+        reorder: TokenReorder | None = None,
+        restore: bool = True,
         device=None,
         dtype=None,
     ):
@@ -106,6 +110,10 @@ class WindowMixer(nn.Module):
         super().__init__()
         if dim % 2:
             raise ValueError(f"half of the channels are scanned, so their number must be even, got {dim}")
+        if reorder is not None and scan != "raster":
+            raise ValueError(
+                f"reordered tokens make up no map, so they are scanned as they come: 'raster', not {scan!r}"
+            )
         self.scan = scan
         self.window = (window_size, window_size)
         self.in_proj = nn.Linear(dim, dim, bias=False, **dd)
@@ -114,12 +122,25 @@ class WindowMixer(nn.Module):
         self.ssm = SelectiveSSM(dim // 2, num_routes(scan), d_state, math.ceil(dim / 16), dt_bias_scale=2, **dd)
         self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
+        self.reorder = reorder
+        self.restore = restore
+
+    def step_sizes(self, x: Tensor) -> Tensor:
+        """Raw step sizes (b, L, dim / 2) of the scanned half, with their bias once."""
+        rank = self.ssm.splits[0]
+        return F.linear(F.linear(x, self.ssm.x_proj_weight[0, :rank]), self.ssm.dt_weight[0], self.ssm.dt_bias[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the tokens (b, window_size ** 2, dim) of windows, stored row by row; returns the same shape."""
         x, z = self.act(self.conv(self.in_proj(x).mT)).mT.chunk(2, dim=-1)
         order = scan_table(self.scan, *self.window, x.device)
-        return self.proj_drop(self.out_proj(torch.cat([self.ssm(x, order), z], dim=-1)))
+        if self.reorder is None:
+            y = self.ssm(x, order)
+        else:
+            x, places = self.reorder(x, self.step_sizes(x))
+            y = self.ssm(x, order)
+            y = restore_order(y, places) if self.restore else y
+        return self.proj_drop(self.out_proj(torch.cat([y, z], dim=-1)))
 
 
 class WindowStage(Stage):
@@ -193,10 +214,13 @@ class MambaVision(HierarchicalModel):
         attn_drop_rate: Dropout of attention weights.
         layer_scale: Initial value of a learned scale of each branch of the window blocks; None for no scale.
         scan: Name of the scan order inside a window, see `visionssm.scans`.
+        reorder: In the first block of each stage of windows, scan the tokens in the order of a learned importance
+            (arXiv:2410.03292): "soft" or "hard"; None does not. The output stays in that order, as in the original.
         **shared: Further arguments of `HierarchicalModel`.
 
     Raises:
-        ValueError: there is no number of heads or no window for each stage, or heads do not divide channels.
+        ValueError: there is no number of heads or no window for each stage, heads do not divide channels, or `reorder`
+            is unknown.
     """
 
     # there D and the bias of the step size were vectors, here they are (1, channels); A_log was decayed
@@ -220,6 +244,7 @@ class MambaVision(HierarchicalModel):
             (r"\.mixer\.(A_log|D)$", r".mixer.ssm.\1"),
             (r"\.mixer\.x_proj\.weight$", ".mixer.ssm.x_proj_weight"),
             (r"\.mixer\.dt_proj\.(weight|bias)$", r".mixer.ssm.dt_\1"),
+            (r"\.mixer\.imporantness\.weight$", ".mixer.reorder.importance.weight"),
             (r"^head\.(weight|bias)$", r"head.fc.\1"),
         ),
         refuse=(
@@ -243,9 +268,12 @@ class MambaVision(HierarchicalModel):
         attn_drop_rate: float = 0.0,
         layer_scale: float | None = None,
         scan: str = "raster",
+        reorder: str | None = None,
         **shared: Any,
     ):
         depths = list(depths)
+        if reorder not in (None, "soft", "hard"):
+            raise ValueError(f"reorder must be 'soft', 'hard' or None, got {reorder!r}")
         if not len(depths) == len(num_heads) == len(window_size):
             raise ValueError(
                 "depths, num_heads and window_size must be of one length, got "
@@ -258,7 +286,9 @@ class MambaVision(HierarchicalModel):
             dim, stage = place.dim, place.stage
             depth, index = depths[stage], place.index - sum(depths[:stage])
             if index < (depth + 1) // 2:
-                return WindowMixer(dim, window_size[stage], scan, proj_drop=kit.proj_drop, **kit.dd)
+                first = TokenReorder(dim // 2, hard=reorder == "hard", **kit.dd) if reorder and index == 0 else None
+                args = dict(proj_drop=kit.proj_drop, reorder=first, restore=False)
+                return WindowMixer(dim, window_size[stage], scan, **args, **kit.dd)
             if dim % num_heads[stage]:
                 raise ValueError(f"{num_heads[stage]} heads do not divide the {dim} channels of stage {stage}")
             return Attention(
