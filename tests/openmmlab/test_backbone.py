@@ -19,7 +19,7 @@ from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
 from tests.parity import vmamba as vmamba_parity  # noqa: E402
 from visionssm.checkpoints import CheckpointError  # noqa: E402
 from visionssm.models._builder import VisionModel  # noqa: E402
-from visionssm.openmmlab import SimpleFPN, VisionSSMBackbone  # noqa: E402
+from visionssm.openmmlab import FinerFPN, SimpleFPN, VisionSSMBackbone  # noqa: E402
 
 to_ours = VisionModel.checkpoint_filter_fn
 
@@ -221,6 +221,21 @@ def test_simple_fpn_makes_a_pyramid_of_the_last_map():
         SimpleFPN([48, 48])
     with pytest.raises(ValueError, match="at least 4"):
         SimpleFPN(48, num_outs=3)
+
+
+def test_finer_pyramid():
+    fpn = FinerFPN([24, 40, 56], 16)
+    maps = [torch.randn(1, 24, 5, 7), torch.randn(1, 40, 3, 4), torch.randn(1, 56, 2, 2)]
+    levels = fpn(maps)
+    assert [tuple(y.shape) for y in levels] == [(1, 16, h, w) for h, w in ((20, 28), (10, 14), (5, 7), (3, 4), (2, 2))]
+    sum(y.sum() for y in levels).backward()
+    assert all(p.grad is not None for p in fpn.parameters())
+    with torch.no_grad():
+        coarse = fpn([maps[0], maps[1], maps[2] + 1])
+    assert not any(torch.equal(before, after) for before, after in zip(levels, coarse, strict=True))  # top down
+    for arguments in (dict(in_channels=24), dict(in_channels=[24], num_finer=0)):
+        with pytest.raises(ValueError, match="FinerFPN reads several maps"):
+            FinerFPN(**arguments)
 
 
 def _vmamba(record):

@@ -69,7 +69,8 @@ def test_detectors_channels_and_strides_agree(name):
     assert [y.shape[1] for y in maps] == list(model.backbone.out_channels)
     plain = len(set(model.backbone.out_strides)) == 1
     first = model.neck[0] if isinstance(model.neck, nn.Sequential) else model.neck
-    assert type(first).__name__ == ("SimpleFPN" if plain else "FPN")
+    coarse = model.backbone.out_strides[0] > 4
+    assert type(first).__name__ == ("SimpleFPN" if plain else "FinerFPN" if coarse else "FPN")
 
     head = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     assert strides_of(levels) == head.prior_generator.strides

@@ -16,6 +16,7 @@ from .backbone import VisionSSMBackbone
 from .channels import ChannelCheckHook, check_channels, fill_channels
 from .data import ClassCheckHook, check_classes
 from .errors import ConfigError
+from .finer_fpn import FinerFPN
 from .layer_decay import LayerDecayOptimWrapperConstructor, describe_groups
 from .operators import provide
 from .simple_fpn import SimpleFPN
@@ -24,6 +25,7 @@ __all__ = [
     "ChannelCheckHook",
     "ClassCheckHook",
     "ConfigError",
+    "FinerFPN",
     "LayerDecayOptimWrapperConstructor",
     "SimpleFPN",
     "VisionSSMBackbone",
