@@ -5,7 +5,7 @@ A family adds one module to this package with
 - `RECORDS`: patterns of the recorded models (tests/data/goldens) it answers for, without those of `OPERATORS`;
 - `build(case)`: our model for a case, in evaluation mode, weights not filled;
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
-- `outputs(model, x, case)`: a dict with "logits" (unless the case has none), or the recorded outputs by their names,
+- `outputs(model, x, case)` (x is a list of maps where those are recorded): a dict with "logits" (unless the case has none), or the recorded outputs by their names,
   and every recorded stage, laid out as recorded;
 - `OPERATORS` (optional): a dict from the name of a file in tests/data/ops or goldens, or a pattern of names, to a
   function that takes its content and yields deviations: parts of models, and methods applied to them;
@@ -23,7 +23,7 @@ import importlib
 import json
 import pkgutil
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,6 +105,13 @@ class Case:
     @property
     def input(self) -> Tensor:
         return torch.from_numpy(reference_input(self.record["input_shape"], self.record["seed"]))
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The image, or the maps where a decoder was recorded."""
+        if "input_maps" not in self.record:
+            return [self.input]
+        return [torch.from_numpy(reference_input(m["shape"], m["seed"])) for m in self.record["input_maps"]]
 
     @property
     def keys(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -257,7 +264,8 @@ def compare(case: Case) -> Iterator[Deviation]:
     source = fill_state_dict(case.keys, record, trained)
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in module.convert(source, model).items()}
     model.load_state_dict({k: v.detach() for k, v in weights.items()}, strict=True)
-    x = case.input.to(dtype).requires_grad_(with_grads)
+    inputs = [x.to(dtype).requires_grad_(with_grads) for x in case.inputs]
+    x = inputs if "input_maps" in record else inputs[0]
     with torch.set_grad_enabled(with_grads):
         outputs = _call_with(model, weights, lambda m: module.outputs(m, x, case))
 
@@ -275,9 +283,10 @@ def compare(case: Case) -> Iterator[Deviation]:
         loss = sum((y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum() for y in values)
         aliases = record.get("aliases", {})
         leaves = {k: v for k, v in source.items() if v.requires_grad and k not in aliases}
-        grads = torch.autograd.grad(loss, [x, *leaves.values()], allow_unused=True)
+        grads = torch.autograd.grad(loss, [*inputs, *leaves.values()], allow_unused=True)
         floor = getattr(module, "GRADIENT_FLOOR", tolerances.GRADIENT_FLOOR)
-        yield from _compare_gradients(grads[0], dict(zip(leaves, grads[1:], strict=True)), record["grads"], floor)
+        by_name = dict(zip(leaves, grads[len(inputs) :], strict=True))
+        yield from _compare_gradients(grads[: len(inputs)], by_name, record["grads"], floor)
 
 
 class _Probe(nn.Module):
@@ -379,15 +388,15 @@ def _norms(grads: dict) -> dict[str, float | None]:
 
 
 def _compare_gradients(
-    grad_input: Tensor, grads: dict[str, Tensor | None], recorded: dict, relative_floor: float
+    grad_inputs: Sequence[Tensor], grads: dict[str, Tensor | None], recorded: dict, relative_floor: float
 ) -> Iterator[Deviation]:
-    ours = grad_input.double().numpy()
-    expected = np.array(recorded["input"]["sample"])
-    yield Deviation(
-        "gradient of the input",
-        float(np.abs(sample(ours, expected.size) - expected).max()),
-        tolerances.GRADIENTS * float(np.abs(expected).max()),
-    )
+    for grad_input, entry in zip(grad_inputs, recorded.get("input_maps") or [recorded["input"]], strict=True):
+        expected = np.array(entry["sample"])
+        yield Deviation(
+            f"gradient of {entry.get('name', 'the input')}",
+            float(np.abs(sample(grad_input.double().numpy(), expected.size) - expected).max()),
+            tolerances.GRADIENTS * float(np.abs(expected).max()),
+        )
     norms = {name: norm for name, norm in _norms(recorded).items() if norm is not None}  # None: not trained
     floor = relative_floor * max(norms.values())
     worst = Deviation("gradient norms", 0.0, 1.0)
