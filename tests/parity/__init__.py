@@ -5,8 +5,8 @@ A family adds one module to this package with
 - `RECORDS`: patterns of the recorded models (tests/data/goldens) it answers for, without those of `OPERATORS`;
 - `build(case)`: our model for a case, in evaluation mode, weights not filled;
 - `convert(state_dict, model)`: from the original's parameter names to ours, differentiable (the checkpoint filter);
-- `outputs(model, x, case)` (x is a list of maps where those are recorded): a dict with "logits" (unless the case has none), or the recorded outputs by their names,
-  and every recorded stage, laid out as recorded;
+- `outputs(model, x, case)`: a dict with "logits" (unless the case has none), or the recorded outputs by their names,
+  and every recorded stage, laid out as recorded; x is a list of maps where those were recorded instead of an image;
 - `OPERATORS` (optional): a dict from the name of a file in tests/data/ops or goldens, or a pattern of names, to a
   function that takes its content and yields deviations: parts of models, and methods applied to them;
 - `FAST` (optional): full-size cases that the fast tier runs;
