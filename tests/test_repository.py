@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "visionssm"
 # a part of the package may import itself and those before it
 PARTS = (
-    "errors files checkpoints ops scans layers models segmentation restoration multitask anomaly compression pretraining "
-    "analysis digits engine openmmlab"
+    "errors files checkpoints ops scans layers models segmentation restoration multitask anomaly compression "
+    "pretraining analysis digits engine openmmlab"
 ).split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "tools").glob("*.py"))
