@@ -16,7 +16,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import MambaMixer, PatchEmbed, state_dtype
+from ..layers import MambaMixer, PatchEmbed, RemovedBlock, state_dtype
 from ..ops import causal_conv1d
 from ..scans import num_routes, scan_table, shuffled_table
 from ._builder import Kit, Place, build_model, family_cfg
@@ -236,6 +236,8 @@ class RSMamba(PlainModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         block = self.blocks[index]
+        if isinstance(block, RemovedBlock):
+            return block(x, with_hidden=with_hidden)
         # a class token stands in the sequence, not on the map
         size = (grid.height, grid.width) if self.cls_token is None else (1, grid.height * grid.width + 1)
         if block.seed is None:
