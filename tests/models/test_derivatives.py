@@ -6,12 +6,18 @@ import torch
 from torch import func
 
 import visionssm
+from tests.families import at_size
 
 
 @pytest.fixture(params=visionssm.list_models("test_*"))
 def model(request):
     torch.manual_seed(0)
-    return timm.create_model(request.param, num_classes=5).double().eval().requires_grad_(False)
+    return (
+        timm.create_model(request.param, num_classes=5, **at_size(request.param, 32))
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def images(*shape):

@@ -59,9 +59,33 @@ def deformable_sampling(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
     # torchvision's samples go row by row and name the row first
     offset = offset.unflatten(-1, (3, 3, 2)).transpose(-3, -2).flip(-1).flatten(3).permute(0, 3, 1, 2)
     weight = weight.unflatten(-1, (3, 3)).transpose(-2, -1).flatten(3).permute(0, 3, 1, 2)
-    taps = x.new_ones(x.shape[1], 1, 3, 3)
-    y = deform_conv2d(x.contiguous(), offset.contiguous(), taps, padding=1, mask=weight.contiguous())
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        taps = x.new_ones(x.shape[1], 1, 3, 3)
+        y = deform_conv2d(x.contiguous(), offset.contiguous(), taps, padding=1, mask=weight.contiguous())
+    else:
+        y = _sampling_formula(x, offset, weight, groups)  # torchvision's operator knows no transforms of torch.func
     return y.permute(0, 2, 3, 1).to(dtype)
+
+
+def _sampling_formula(x: Tensor, offset: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """`deform_conv2d` with taps of one, of PyTorch's operators: slower, and it can be differentiated further."""
+    height, width = x.shape[-2:]
+    offset = offset.unflatten(1, (groups, _TAPS, 2))
+    steps = torch.arange(_TAPS, device=x.device)
+    rows = offset[:, :, :, 0] + (steps // 3 - 1).view(-1, 1, 1) + torch.arange(height, device=x.device).view(-1, 1)
+    columns = offset[:, :, :, 1] + (steps % 3 - 1).view(-1, 1, 1) + torch.arange(width, device=x.device)
+    x = x.unflatten(1, (groups, -1)).flatten(3)
+    total = None
+    for i in (0, 1):
+        for j in (0, 1):
+            row, column = rows.floor() + i, columns.floor() + j
+            share = (1 - (rows - row).abs()) * (1 - (columns - column).abs())
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten(2)
+            found = x.gather(3, index.unsqueeze(2).expand(-1, -1, x.shape[2], -1))
+            part = (share * inside * weight.unflatten(1, (groups, _TAPS))).flatten(2).unsqueeze(2) * found
+            total = part if total is None else total + part
+    return total.unflatten(3, (_TAPS, height, width)).sum(3).flatten(1, 2)
 
 
 class DeformableConv(nn.Module):
