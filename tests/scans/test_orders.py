@@ -30,6 +30,7 @@ PERMUTATIONS = [
     "zigzag",
     "zorder",
 ]
+SEEDED = ["shuffle<k>"]
 PADDED = ["local<k>", "window<k>"]
 PARTITIONS = ["atrous<k>", "skip<k>"]
 REPEATED = {"ms2d_low": 3}  # visits of each token
@@ -45,7 +46,7 @@ SWAPS_SIDES = ("_t", "_r90", "_r270")
 
 
 def test_every_order_is_checked_below():
-    known = {*PERMUTATIONS, *PADDED, *PARTITIONS, *REPEATED}
+    known = {*PERMUTATIONS, *SEEDED, *PADDED, *PARTITIONS, *REPEATED}
     assert set(list_scans()) >= known
     extra = set(list_scans()) - known
     assert not extra, f"add {sorted(extra)} to one of the lists of this file"
@@ -73,6 +74,14 @@ def test_permutation(name, flip, height, width):
     for route in table:
         assert torch.equal(route.sort().values, tokens(height, width))
     check_inverse(name + flip, height, width)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+@given(**SIZES, k=st.integers(1, 9))
+def test_seeded_permutation(name, height, width, k):
+    table = scan_table(name.replace("<k>", str(k)), height, width)
+    assert torch.equal(table[0].sort().values, tokens(height, width))
+    check_inverse(name.replace("<k>", str(k)), height, width)
 
 
 @pytest.mark.parametrize("flip", ["", "_flip"])
