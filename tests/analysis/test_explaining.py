@@ -11,7 +11,7 @@ from visionssm.analysis.hidden_attention import hidden_attention
 from visionssm.analysis.receptive_field import central_square, receptive_field
 from visionssm.analysis.relevance import RULES, _Rules, relevance
 
-ADDED = ("bias", "pos_embed", "pos_embed_cls", "cls_token")
+ADDED = ("bias", "pos_embed", "pos_embed_cls", "cls_token", ".rows", ".columns", ".registers_value")
 
 
 def make(name):

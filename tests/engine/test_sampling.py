@@ -3,10 +3,12 @@
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from visionssm.engine.data.images import ImageReader
 from visionssm.engine.data.loaders import create_eval_loader, create_train_loader
 from visionssm.engine.data.processes import World
 from visionssm.engine.data.randomness import derive_seed
@@ -80,7 +82,7 @@ def test_batches_come_from_timms_prefetcher():
     config = {"input_size": (1, 8, 8), "mean": (0.2,), "std": (0.5,), "interpolation": "bilinear"}
     config |= {"crop_pct": 1.0, "crop_mode": "center"}
     device = torch.device("cpu")
-    sizes = dict(batch_size=2, workers=0)
+    sizes = dict(batch_size=2, workers=0, reader=ImageReader(1))
     augmentation = dict(no_aug=True, interpolation="bilinear")
     train = create_train_loader(images, config, device, World(), seed=0, augmentation=augmentation, **sizes)
     evaluation = create_eval_loader(images, config, device=device, **sizes)
@@ -89,3 +91,11 @@ def test_batches_come_from_timms_prefetcher():
         for pixels, labels in batches:
             expected = ((0.2 * labels - 0.2) / 0.5).view(-1, 1, 1, 1).expand(2, 1, 8, 8)
             torch.testing.assert_close(pixels, expected)
+
+
+def test_augmentation_takes_every_strength_it_draws():
+    """Also posterising to no bits at all, which Pillow refuses."""
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]
+    assert posterize(image, 0).getextrema() == ((0, 0),) * 3
+    assert posterize(image, 1).getpixel((0, 0)) == (128, 0, 0)

@@ -9,7 +9,8 @@ from visionssm import layers
 
 PACKAGE = Path(layers.__file__).resolve().parents[1]
 # a base class of models counts as the families that it is the base of
-FAMILIES = [path for path in sorted((PACKAGE / "models").glob("*.py")) if path.stem != "__init__"]
+FLOORS = ("models", "segmentation", "restoration", "multitask", "anomaly", "compression")
+FAMILIES = [path for floor in FLOORS for path in sorted((PACKAGE / floor).glob("*.py")) if path.stem != "__init__"]
 
 
 def names_in(path):

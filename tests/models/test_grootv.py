@@ -125,5 +125,5 @@ def test_head_without_pooling_classifies_every_position():
     assert model(x).shape == (2, 4, 6, 10)
     pooled = small()
     torch.testing.assert_close(model(x).mean((1, 2)), pooled(x))
-    with pytest.raises(ValueError, match="global_pool must be 'avg' or ''"):
-        small(global_pool="max")
+    with pytest.raises(ValueError, match="global_pool must be one of"):
+        small(global_pool="catavgmax")

@@ -177,8 +177,8 @@ def test_reset_replaces_both_classifiers():
     model = small()
     model.reset_classifier(3)
     assert [fc.out_features for fc in model.get_classifier()] == [3, 3]
-    with pytest.raises(ValueError, match="'avg' or ''"):
-        model.reset_classifier(3, "max")
+    with pytest.raises(ValueError, match="global_pool must be one of"):
+        model.reset_classifier(3, "catavgmax")
 
 
 def test_features_are_normalised_but_for_the_last():
@@ -216,7 +216,7 @@ def test_initial_values():
     [
         (dict(mlp_ratios=(2,)), "one length, got 2, 2 and 1"),
         (dict(weight_init="jax"), "weight_init must be"),
-        (dict(global_pool="max"), "global_pool must be"),
+        (dict(global_pool="catavgmax"), "global_pool must be"),
     ],
 )
 def test_wrong_choices(kwargs, message):

@@ -130,7 +130,7 @@ def test_attention_knows_positions_only_when_rotary():
         (dict(release=3), "release must be 1 or 2, got 3"),
         (dict(mixers=("wavefront", "attn")), "mixers must be of wavefront, wavefront_local, attention, got 'attn'"),
         (dict(mixers=("wavefront",)), "must be of one length, got 1, 2 and 2"),
-        (dict(global_pool="max"), "global_pool must be 'avg' or ''"),
+        (dict(global_pool="catavgmax"), "global_pool must be one of"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

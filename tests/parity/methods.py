@@ -12,11 +12,13 @@ from torch import Tensor
 from visionssm.compression.pruning import aligned_scan, select_tokens, token_scores
 from visionssm.compression.quantization import Quantizer
 from visionssm.compression.shedding import Shedding, shed, without
-from visionssm.layers import StreamBlock, TokenReorder, constrained_projection, interaction_eigenvalues, sort_matrix
+from visionssm.layers import StreamBlock
 from visionssm.models._plain import Grid
+from visionssm.models._reorder import TokenReorder, sort_matrix
 from visionssm.models.mambavision import MambaVision, WindowMixer
 from visionssm.models.vim import Vim
 from visionssm.ops import causal_conv1d
+from visionssm.pretraining.constrained import constrained_projection, interaction_eigenvalues
 from visionssm.pretraining.interpolation import interpolate_tokens
 from visionssm.pretraining.masking import cell_errors, reconstruction_loss
 

@@ -1,7 +1,6 @@
 """Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
 
 from .block import ResidualBlock
-from .constrained import constrained_projection, interaction_eigenvalues
 from .downsample import BottleneckDownsample, ConvDownsample, PatchMerging
 from .dw_conv_mlp import DwConvMlp
 from .linear import is_plain_linear, split_linear
@@ -12,7 +11,6 @@ from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, expand_patches
 from .pooling import make_map_pool
 from .removed import RemovedBlock, RemovedBranch, RemovedScan
-from .reorder import TokenReorder, restore_order, sort_matrix
 from .residual_mamba import ResidualMamba
 from .residual_stream import StreamBlock
 from .ss2d import SS2D
@@ -44,21 +42,16 @@ __all__ = [
     "SelectiveSSM",
     "Stage",
     "StreamBlock",
-    "TokenReorder",
-    "constrained_projection",
     "expand_patches",
     "init_a_log_",
     "init_dt_bias_",
     "init_dt_weight_",
     "init_projection_",
     "insert_tokens",
-    "interaction_eigenvalues",
     "is_plain_linear",
     "make_map_pool",
     "remove_tokens",
     "resample_pos_embed",
-    "restore_order",
-    "sort_matrix",
     "split_linear",
     "state_dtype",
     "take_tokens",

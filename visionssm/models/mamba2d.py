@@ -48,7 +48,7 @@ class Mamba2DStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, (h + 1) // 4, (w + 1) // 4, dim)."""
-        return self.norm(self.conv(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1))
+        return self.norm(self.conv(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 class Mamba2DDownsample(nn.Module):

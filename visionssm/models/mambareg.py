@@ -26,8 +26,6 @@ __all__ = ["MambaReg"]
 class MambaReg(BidirectionalModel):
     """Mamba-Reg (arXiv:2405.14858).
 
-    Without classifier (0 classes) the pooled features are the mean of the registers.
-
     Args:
         embed_dim: Channels of the tokens.
         depth: Number of blocks.
@@ -122,8 +120,6 @@ class MambaReg(BidirectionalModel):
         if not self.global_pool:
             return self.head_drop(x) if pre_logits else self.head(self.head_drop(x))
         registers = take_tokens(x, self.num_extra_tokens, self.token_place)
-        if self.num_classes == 0 and not pre_logits:
-            return registers.mean(1)
         x = self.head_drop(self.norm_neck(self.neck(registers).flatten(1)))
         return x if pre_logits else self.head(x)
 

@@ -19,10 +19,11 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, Refusal, shifted
-from ..layers import ResidualBlock, SelectiveSSM, Stage, TokenReorder, restore_order
+from ..layers import ResidualBlock, SelectiveSSM, Stage
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
+from ._reorder import TokenReorder, restore_order
 
 __all__ = ["MambaVision"]
 
@@ -47,7 +48,7 @@ class MambaVisionStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_chans, h, w) to (b, dim, ceil(h / 4), ceil(w / 4))."""
-        return self.conv2(self.conv1(x.contiguous(memory_format=torch.channels_last)))
+        return self.conv2(self.conv1(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)))
 
 
 class ConvBlock(nn.Module):

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import Mixup, create_loader, create_transform, resolve_data_config
+from PIL import Image
+from timm.data import Mixup, auto_augment, create_loader, create_transform, resolve_data_config
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, IterableDataset
@@ -18,6 +19,19 @@ from .sampling import EpochBatches, EvaluationIndices
 from .workers import ExplainedLoader, ignore_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    """timm's operation, which also draws 0 bits: a black image, which Pillow 13 refuses to make."""
+    if bits_to_keep < 1:
+        return image.point([0] * 256 * len(image.getbands()))
+    return _timms_posterize(image, bits_to_keep)
+
+
+_timms_posterize = auto_augment.posterize
+auto_augment.NAME_TO_OP.update(
+    {name: _posterize for name, operation in auto_augment.NAME_TO_OP.items() if operation is _timms_posterize}
+)
 
 
 def data_config(options: Mapping[str, Any], pretrained_cfg: Mapping[str, Any], channels: int | None) -> dict[str, Any]:

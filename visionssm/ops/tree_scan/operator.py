@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
+from ..transforms import refuse_transforms
 from . import portable
 from .doubling import tree_scan_doubling
 from .reference import tree_scan_reference
@@ -60,6 +61,7 @@ def tree_scan(x: Tensor, decay: Tensor, parent: Tensor, *, backend: str = "porta
     if backend == "reference":
         portable.sort_by_depth(parent)  # for its checks
         return tree_scan_reference(x, decay, parent)
+    refuse_transforms("tree_scan", x, decay)
     return torch.ops.visionssm.tree_scan(x, decay, parent)
 
 

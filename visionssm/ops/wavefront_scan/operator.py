@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
+from ..transforms import refuse_transforms
 from . import portable
 from .contract import Wavefront, check
 from .reference import wavefront_scan_reference
@@ -63,6 +64,7 @@ def wavefront_scan(
     check(scan)
     if backend == "reference":
         return wavefront_scan_reference(scan)
+    refuse_transforms("wavefront_scan", *scan)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan)
     return torch.ops.visionssm.wavefront_scan(*scan, save)[0]
 

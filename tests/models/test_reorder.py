@@ -7,14 +7,9 @@ import torch
 from torch import nn
 
 import visionssm  # noqa: F401
-from visionssm.layers import (
-    TokenReorder,
-    constrained_projection,
-    interaction_eigenvalues,
-    restore_order,
-    sort_matrix,
-)
+from visionssm.models._reorder import TokenReorder, restore_order, sort_matrix
 from visionssm.models.mambavision import WindowMixer
+from visionssm.pretraining.constrained import constrained_projection, interaction_eigenvalues
 
 
 def test_soft_order_sums_to_one_and_hardens():
