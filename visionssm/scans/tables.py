@@ -19,6 +19,7 @@ from torch.fx import Proxy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..ops import remember_table, table_facts
+from ..ops.tables import check_table
 from .registry import on_change, parse_scan
 from .tokens import insert_at, token_positions
 
@@ -96,8 +97,8 @@ def shuffled_table(
     routes = [F.pad(r, (0, steps - r.shape[1]), value=-1) for r in (table, shuffled[None])]
     out = torch.cat(routes)
     if not torch.compiler.is_compiling():
-        # found on the CPU; a permutation changes nothing about them
-        facts = table_facts(scan_table(name, height, width), tokens)
+        # known since the order's table was placed; a permutation changes nothing about them
+        facts = check_table(table, tokens)
         remember_table(out, tokens, facts._replace(padded=facts.padded or table.shape[1] != tokens))
     return out
 
