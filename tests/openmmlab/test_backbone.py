@@ -12,7 +12,7 @@ from mmengine.model import BaseModule  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tests.families import PICO, is_plain  # noqa: E402
+from tests.families import PICO, at_size  # noqa: E402
 from tests.parity import DATA, compare_summary, fill_state_dict, reference_input  # noqa: E402
 from tests.parity import localmamba as localmamba_parity  # noqa: E402
 from tests.parity import plainmamba as plainmamba_parity  # noqa: E402
@@ -30,8 +30,9 @@ class Detector(BaseModule):
 
 @pytest.mark.parametrize("name", [*PICO, "resnet18"])
 def test_maps_have_the_promised_channels_and_strides(name):
-    backbone = MODELS.build(dict(type="VisionSSMBackbone", name=name)).eval()
     for height, width in ((64, 96), (67, 93)):
+        bound = dict(img_size=(height, width)) if at_size(name, 64) else {}
+        backbone = MODELS.build(dict(type="VisionSSMBackbone", name=name, model_args=bound)).eval()
         with torch.no_grad():
             maps = backbone(torch.randn(2, 3, height, width))
         assert isinstance(maps, tuple)
@@ -40,8 +41,11 @@ def test_maps_have_the_promised_channels_and_strides(name):
             for side, full in zip(y.shape[2:], (height, width), strict=True):
                 assert full // stride <= side <= -(-full // stride)
     strides = [level["reduction"] for level in timm.create_model(name, device="meta").feature_info]
-    expected = (16,) * 4 if is_plain(name) else tuple(stride for stride in strides if stride >= 4)
-    assert backbone.out_strides == expected and len(expected) >= 3
+    if len(set(strides)) == len(strides):  # one level a stride
+        assert backbone.out_strides == tuple(stride for stride in strides if stride >= 4)
+        assert len(backbone.out_strides) >= 3
+    else:
+        assert set(backbone.out_strides) <= set(strides) and len(backbone.out_strides) >= 2
 
 
 def test_plain_models_give_the_ends_of_their_quarters():
@@ -158,7 +162,9 @@ def test_frozen_stages_stay_frozen(name):
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
     sum(y.square().mean() for y in backbone(torch.randn(2, 3, 64, 64))).backward()
     optimizer.step()
-    unit = "blocks" if is_plain(name) else "stages"
+    unit = "blocks" if hasattr(backbone.model, "blocks") else "stages"
+    levels = [level["module"] for level in backbone.model.feature_info]
+    apart = levels[:2] == [f"{unit}.0", f"{unit}.1"]  # parallel branches, or blocks that merge tokens, are not
     frozen = (
         "model.stem",
         "model.patch_embed",
@@ -166,8 +172,7 @@ def test_frozen_stages_stay_frozen(name):
         "model.cls_token",
         f"model.{unit}.0.",
         f"model.{unit}.1.",
-        "out_norms.0.",
-        "out_norms.1.",
+        *(("out_norms.0.", "out_norms.1.") if apart and len(levels) == len(backbone.out_strides) else ()),
     )
     for key, value in backbone.state_dict().items():
         if key.startswith(frozen):
@@ -192,7 +197,8 @@ def test_checkpointing_changes_no_gradient(name):
     gradients = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        backbone = VisionSSMBackbone(name, with_cp=with_cp).train()
+        bound = dict(img_size=(48, 32)) if at_size(name, 32) else {}
+        backbone = VisionSSMBackbone(name, with_cp=with_cp, model_args=bound).train()
         sum(y.square().mean() for y in backbone(x)).backward()
         gradients.append([p.grad for p in backbone.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
