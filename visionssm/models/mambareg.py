@@ -111,6 +111,16 @@ class MambaReg(BidirectionalModel):
         groups["blocks"][-1] = (r"^norm|^neck", (99999,))
         return groups
 
+    def prune_intermediate_layers(
+        self, indices: Any = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last one needed, and on request the norm, and the head with its projection."""
+        kept = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.neck = nn.Identity()
+            self.norm_neck = nn.Identity()
+        return kept
+
     def embed_extra(self) -> Tensor:
         """The registers (1, n, d) with their own position embedding."""
         return self.cls_token + self.pos_embed_cls
