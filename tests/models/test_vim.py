@@ -310,7 +310,7 @@ def test_weight_decay_as_in_the_original_training():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        (dict(global_pool="max"), "global_pool must be one of '', 'avg', 'token'"),
+        (dict(global_pool="map"), "global_pool must be one of '', 'avg', 'max', 'avgmax', 'token'"),
         (dict(weight_init="jax"), "weight_init must be"),
         (dict(stride=17), "stride must be from 1 to the patch size 16"),
         (dict(img_size=(64, 15)), "an image of 64 x 15 is smaller than a patch of 16 x 16"),

@@ -301,6 +301,7 @@ class LocalVMamba(HierarchicalModel):
             block=block,
             **shared,
         )
+        self.scan = scan
 
 
 class LocalVim(PlainModel):
@@ -401,6 +402,7 @@ class LocalVim(PlainModel):
             norm_eps=norm_eps,
             **shared,
         )
+        self.scan = scan
         rope_grid = self.patch_embed.grid_size(*to_2tuple(rope_size)) if rope_size else None
         self.rope = RotaryTables(embed_dim, rope_grid, device=shared.get("device")) if rope_grid else None
 
