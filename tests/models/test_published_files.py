@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def authors_weights(name):
     return {k: torch.empty(shape, device="meta") for k, shape in keys}
 
 
+@cache
 def make(name):
     return timm.create_model(name, device="meta")
 
