@@ -8,7 +8,8 @@ from torch.autograd.functional import hvp
 
 from visionssm.ops import available_backends, causal_conv1d, selective_scan
 
-BACKENDS = [name for name in available_backends() if name != "triton"]  # float64; of Triton below
+# float64, which the native backend leaves to others; of Triton below
+BACKENDS = [name for name in available_backends() if name not in ("triton", "native")]
 
 
 def make_function(backend="portable", dtype=torch.float64, **case):
