@@ -3,7 +3,7 @@
 
 import sys
 
-from visionssm.engine.commands.benchmark import main
+from visionssm.commands.benchmark import main
 
 if __name__ == "__main__":
     sys.exit(main())

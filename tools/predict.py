@@ -13,7 +13,7 @@ if any(argument.split("=")[0] == "--config" for argument in sys.argv[1:]):
     except ImportError as missing:
         sys.exit(f"predict: --config needs mmdet or mmseg; docs/openmmlab.md says how to install them: {missing}")
 else:
-    from visionssm.engine.commands.predict import main
+    from visionssm.commands.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
 
 import sys
 
-from visionssm.engine.commands.train import main
+from visionssm.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

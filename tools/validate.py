@@ -3,7 +3,7 @@
 
 import sys
 
-from visionssm.engine.commands.validate import main
+from visionssm.commands.validate import main
 
 if __name__ == "__main__":
     sys.exit(main())

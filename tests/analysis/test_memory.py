@@ -2,9 +2,7 @@
 
 import gc
 import json
-import runpy
 import weakref
-from pathlib import Path
 
 import pytest
 import timm
@@ -16,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from tests.families import PICO, at_size
 from visionssm.analysis import memory as memory_module
 from visionssm.analysis.memory import kept_bytes, training_memory
+from visionssm.commands import memory
 from visionssm.scans import scan_table
 
 
@@ -128,7 +127,7 @@ def test_scan_tables_stay_real():
 
 
 def run_tool(*arguments):
-    return runpy.run_path(str(Path(__file__).parents[2] / "tools" / "memory.py"))["main"](list(arguments))
+    return memory.main(list(arguments))
 
 
 def test_tool_writes_markdown_and_rows(tmp_path, capsys):

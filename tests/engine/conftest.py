@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.layers import is_fast_norm, set_fast_norm
 
-from visionssm.engine.commands import train as train_command
+from visionssm.commands import train as train_command
 
 CLASSES = ("circle", "cross", "stripes")
 

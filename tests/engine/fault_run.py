@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 
 from visionssm.checkpoints import read_content
+from visionssm.commands import train
 from visionssm.digits.images import digit_images
-from visionssm.engine.commands import train
 
 EPOCHS, BATCH = 4, 8
 OPTIONS = (

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from visionssm.engine.commands import benchmark as benchmarking
+from visionssm.commands import benchmark as benchmarking
 from visionssm.engine.reports.plots import draw_tradeoff
 
 FAST = ["--device", "cpu", "--num-warm-iter", "0", "--num-bench-iter", "1", "--img-size", "32"]

@@ -8,7 +8,7 @@ import pytest
 from conftest import load
 from PIL import Image, features
 
-from visionssm.engine.commands import predict, validate
+from visionssm.commands import predict, validate
 from visionssm.engine.data.datasets import open_dataset
 from visionssm.engine.data.images import BadImageError, ChannelTransform, ImageReader, endings
 from visionssm.engine.inference.classifier import load_classifier

@@ -12,12 +12,12 @@ import timm
 import torch
 from PIL import Image
 
-from visionssm.engine.commands import predict, validate
+from visionssm.commands import predict, validate
 
 
 @pytest.fixture(scope="module")
 def checkpoint(image_folder, tmp_path_factory):
-    from visionssm.engine.commands import train
+    from visionssm.commands import train
 
     folder = tmp_path_factory.mktemp("trained")
     assert (

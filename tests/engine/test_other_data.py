@@ -14,10 +14,10 @@ import torch
 from conftest import CLASSES, assert_same_weights, load
 from test_training import StopAfter
 
-from visionssm.engine.commands import train as train_module
-from visionssm.engine.commands import validate
-from visionssm.engine.commands.arguments import parse_args
-from visionssm.engine.commands.options import TrainOptions
+from visionssm.commands import train as train_module
+from visionssm.commands import validate
+from visionssm.commands._arguments import parse_args
+from visionssm.commands._options import TrainOptions
 from visionssm.engine.data import datasets as datasets_module
 from visionssm.engine.data import loaders
 from visionssm.engine.data.processes import World

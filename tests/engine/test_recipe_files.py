@@ -12,10 +12,10 @@ from timm.models import is_model
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from tests.families import FAMILIES, PICO, at_size, published, small_of
+from visionssm.commands import train as train_command
+from visionssm.commands._arguments import parse_args
+from visionssm.commands._options import TrainOptions
 from visionssm.digits.images import write_classification
-from visionssm.engine.commands import train as train_command
-from visionssm.engine.commands.arguments import parse_args
-from visionssm.engine.commands.options import TrainOptions
 
 ROOT = Path(__file__).parents[2] / "configs" / "classification"
 CARDS = Path(__file__).parents[2] / "model_cards"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from visionssm.engine.commands.arguments import parse_args
+from visionssm.commands._arguments import parse_args
 from visionssm.errors import UserError
 
 

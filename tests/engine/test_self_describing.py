@@ -12,7 +12,7 @@ import torch
 from conftest import BASE, CLASSES, load
 from PIL import Image
 
-from visionssm.engine.commands import benchmark, predict, train, validate
+from visionssm.commands import benchmark, predict, train, validate
 from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.inference.evaluation import Tally
 from visionssm.engine.training.building import balanced_samples, balanced_weights, weighted_loss

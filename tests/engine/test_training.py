@@ -15,9 +15,9 @@ from conftest import assert_same_weights, load
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from visionssm.engine.commands import train as train_module
-from visionssm.engine.commands.arguments import parse_args
-from visionssm.engine.commands.options import OptimOptions, TrainOptions, cut
+from visionssm.commands import train as train_module
+from visionssm.commands._arguments import parse_args
+from visionssm.commands._options import OptimOptions, TrainOptions, cut
 from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.training.stopping import StopRequest
 

@@ -1,6 +1,5 @@
 """Pictures of scan orders, and the page that shows them."""
 
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -11,16 +10,10 @@ import torch
 from PIL import Image
 
 from visionssm.analysis import scan_pictures
+from visionssm.commands import visualize
 from visionssm.scans import list_scans, modifiers, num_routes, register_scan, registry, scan_table
 
 ROOT = Path(__file__).parents[2]
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("visualize", ROOT / "tools" / "visualize.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
 
 
 @pytest.mark.parametrize(
@@ -101,7 +94,7 @@ def test_nothing_to_draw():
 
 def test_tool_writes_a_picture(tmp_path, capsys):
     file = tmp_path / "new" / "one.png"
-    assert load_tool().main(["scans", "--order", "spiral", "--height", "4", "--width", "5", "-o", str(file)]) == 0
+    assert visualize.main(["scans", "--order", "spiral", "--height", "4", "--width", "5", "-o", str(file)]) == 0
     assert Image.open(file).format == "PNG"
     assert capsys.readouterr().out == f"{file}\n"
     assert [path.name for path in file.parent.iterdir()] == ["one.png"]
@@ -119,7 +112,7 @@ def test_tool_writes_a_picture(tmp_path, capsys):
 def test_tool_refuses(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as error:
-        load_tool().main(["scans", *arguments])
+        visualize.main(["scans", *arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

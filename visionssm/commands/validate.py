@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from timm.data import RealLabelsImagenet
 
-from ...errors import UserError
-from ..data.datasets import (
+from ..engine.data.datasets import (
     check_indices,
     class_mapping,
     class_names,
@@ -21,17 +20,18 @@ from ..data.datasets import (
     open_dataset,
     read_class_map,
 )
-from ..data.loaders import create_eval_loader
-from ..data.processes import resolve_device
-from ..data.workers import loader_processes_ended
-from ..inference.classifier import Classifier
-from ..inference.evaluation import Tally, evaluate
-from ..inference.models import autocast, expand_names
-from ..reports.plots import draw_confusion, draw_tradeoff
-from ..reports.progress import Progress, setup_logging
-from ..reports.rows import write_rows
-from .help import HelpFormatter
-from .inference_options import add_image_options, add_model_options, read_classifier
+from ..engine.data.loaders import create_eval_loader
+from ..engine.data.processes import resolve_device
+from ..engine.data.workers import loader_processes_ended
+from ..engine.inference.classifier import Classifier
+from ..engine.inference.evaluation import Tally, evaluate
+from ..engine.inference.models import autocast, expand_names
+from ..engine.reports.plots import draw_confusion, draw_tradeoff
+from ..engine.reports.progress import Progress, setup_logging
+from ..engine.reports.rows import write_rows
+from ..errors import UserError
+from ._help import HelpFormatter
+from ._inference_options import add_image_options, add_model_options, read_classifier
 
 _logger = logging.getLogger(__name__)
 

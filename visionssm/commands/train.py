@@ -14,26 +14,26 @@ from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
 
-from ...checkpoints import load, read, read_content
-from ...errors import UserError
-from ..data import processes
-from ..data.datasets import class_mapping, labels, log_taken, names_by_index, open_by_names, read_class_map
-from ..data.images import ImageReader
-from ..data.loaders import TrainLoader, create_eval_loader, create_mixup, create_train_loader, data_config
-from ..data.randomness import seed_everything
-from ..data.workers import loader_processes_ended
-from ..inference.models import import_modules
-from ..reports.progress import Trackers, log_file, setup_logging
-from ..training import building
-from ..training.checkpoints import AtomicSaver, find_newest, restore_task
-from ..training.resuming import changed_options, renew
-from ..training.run_folder import RunFolder
-from ..training.stopping import Interrupted, StopRequest
-from ..training.tasks import Distillation, create_task
-from ..training.trainer import Trainer
-from ..training.updater import Updater
-from .arguments import parse_args
-from .options import DataOptions, DistillationOptions, OptimOptions, RunOptions, ScheduleOptions, TrainOptions, cut
+from ..checkpoints import load, read, read_content
+from ..engine.data import processes
+from ..engine.data.datasets import class_mapping, labels, log_taken, names_by_index, open_by_names, read_class_map
+from ..engine.data.images import ImageReader
+from ..engine.data.loaders import TrainLoader, create_eval_loader, create_mixup, create_train_loader, data_config
+from ..engine.data.randomness import seed_everything
+from ..engine.data.workers import loader_processes_ended
+from ..engine.inference.models import import_modules
+from ..engine.reports.progress import Trackers, log_file, setup_logging
+from ..engine.training import building
+from ..engine.training.checkpoints import AtomicSaver, find_newest, restore_task
+from ..engine.training.resuming import changed_options, renew
+from ..engine.training.run_folder import RunFolder
+from ..engine.training.stopping import Interrupted, StopRequest
+from ..engine.training.tasks import Distillation, create_task
+from ..engine.training.trainer import Trainer
+from ..engine.training.updater import Updater
+from ..errors import UserError
+from ._arguments import parse_args
+from ._options import DataOptions, DistillationOptions, OptimOptions, RunOptions, ScheduleOptions, TrainOptions, cut
 
 _logger = logging.getLogger(__name__)
 

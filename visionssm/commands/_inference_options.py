@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from timm.utils import ParseKwargs
 
-from ...checkpoints import WEIGHTS
-from ...errors import UserError
-from ..inference.classifier import Classifier, load_classifier
-from .arguments import add_image_limits
+from ..checkpoints import WEIGHTS
+from ..engine.inference.classifier import Classifier, load_classifier
+from ..errors import UserError
+from ._arguments import add_image_limits
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, model_help: str | None = "timm model name") -> None:

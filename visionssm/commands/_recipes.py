@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
-from ...errors import UserError, nearest
+from ..errors import UserError, nearest
 
 
 def apply_recipe(parser: argparse.ArgumentParser, path: str | Path) -> None:

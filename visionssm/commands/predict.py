@@ -3,15 +3,15 @@
 import argparse
 import sys
 
-from ...errors import UserError
-from ...files import write_text
-from ..data.datasets import check_indices, names_by_index, read_class_map
-from ..data.processes import resolve_device
-from ..inference.prediction import as_csv, find_images, predict, table
-from ..reports.plots import draw_predictions
-from ..reports.progress import setup_logging
-from .help import HelpFormatter
-from .inference_options import add_image_options, add_model_options, read_classifier
+from ..engine.data.datasets import check_indices, names_by_index, read_class_map
+from ..engine.data.processes import resolve_device
+from ..engine.inference.prediction import as_csv, find_images, predict, table
+from ..engine.reports.plots import draw_predictions
+from ..engine.reports.progress import setup_logging
+from ..errors import UserError
+from ..files import write_text
+from ._help import HelpFormatter
+from ._inference_options import add_image_options, add_model_options, read_classifier
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,10 +4,10 @@ import argparse
 
 from timm.utils import ParseKwargs
 
-from ...errors import UserError
-from ..data.images import MAX_PIXELS
-from .help import HelpFormatter
-from .recipes import apply_recipe
+from ..engine.data.images import MAX_PIXELS
+from ..errors import UserError
+from ._help import HelpFormatter
+from ._recipes import apply_recipe
 
 
 def build_parser() -> argparse.ArgumentParser:

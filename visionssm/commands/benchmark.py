@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ...analysis.flops import count
-from ...errors import UserError
-from ..data.processes import resolve_device
-from ..inference.models import autocast, expand_names
-from ..reports.plots import draw_lines
-from ..reports.rows import write_rows
-from .help import HelpFormatter
-from .inference_options import add_model_options, read_classifier
+from ..analysis.flops import count
+from ..engine.data.processes import resolve_device
+from ..engine.inference.models import autocast, expand_names
+from ..engine.reports.plots import draw_lines
+from ..engine.reports.rows import write_rows
+from ..errors import UserError
+from ._help import HelpFormatter
+from ._inference_options import add_model_options, read_classifier
 
 
 def build_parser() -> argparse.ArgumentParser:
