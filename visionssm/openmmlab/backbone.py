@@ -82,7 +82,7 @@ class VisionSSMBackbone(BaseModule):
         _check_name(name)
         given = dict(drop_path_rate=drop_path_rate, scan=scan)
         args = {**(model_args or {}), **{k: v for k, v in given.items() if v is not None}}
-        model = load_classifier(name, pretrained, args)
+        model: Any = load_classifier(name, pretrained, args)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"{name!r} cannot be a backbone: it has no forward_intermediates")
         if feature_stream is not None:
@@ -125,7 +125,9 @@ class VisionSSMBackbone(BaseModule):
         }
         self._freeze()
 
-    def _make_norms(self, model: nn.Module, out_norm, eps: float, last_level: int) -> list[nn.Module]:
+    _is_init: bool  # of mmengine's BaseModule
+
+    def _make_norms(self, model: Any, out_norm, eps: float, last_level: int) -> list[nn.Module]:
         one_for_all = out_norm is None or isinstance(out_norm, str)
         norms = [out_norm] * len(self.out_indices) if one_for_all else list(out_norm)
         if len(norms) != len(self.out_indices):

@@ -72,7 +72,7 @@ def _maps_of(neck: Any, channels: list[int]) -> list[int]:
     return [neck.out_channels] * neck.get("num_outs", len(channels))
 
 
-def check_channels(model: nn.Module) -> None:
+def check_channels(model: Any) -> None:
     """Compare a model's neck, or without one its decode heads, with its backbone's outputs.
 
     Args:
@@ -85,7 +85,7 @@ def check_channels(model: nn.Module) -> None:
     if not isinstance(channels, (list, tuple)):
         return
     channels = list(channels)
-    neck = getattr(model, "neck", None)
+    neck: Any = getattr(model, "neck", None)
     if isinstance(neck, nn.Sequential):
         neck = neck[0]
     if neck is not None:
@@ -97,6 +97,7 @@ def check_channels(model: nn.Module) -> None:
         return
     for name in _HEADS:
         heads = getattr(model, name, None)
+        head: Any
         for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
             index = getattr(head, "in_index", None)
             if index is None:
@@ -115,7 +116,7 @@ def check_channels(model: nn.Module) -> None:
             _compare(f"{name} ({type(head).__name__}, in_index {index})", found, expected, model)
 
 
-def _compare(what: str, found, expected, model: nn.Module) -> None:
+def _compare(what: str, found, expected, model: Any) -> None:
     if found != expected:
         raise ConfigError(
             f"{what} has in_channels={found}, but the backbone {model.backbone.name!r} with out_indices="

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,16 +37,15 @@ def convert(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
             f"the checkpoint's backbone has a ViT-Adapter ({adapter[0]} ...), which is not built "
             "here; its weights have no counterpart"
         )
-    backbone = model.backbone
+    backbone: Any = model.backbone
     if not hasattr(backbone.model, "checkpoint_filter_fn"):
         raise CheckpointError(f"no published checkpoint of a {type(backbone.model).__name__} is known")
     layout = backbone.model.layout
-    norms = {k: theirs.pop(k) for k in list(theirs) if _OUT_NORM.match(k)}
-    numbers = sorted({int(_OUT_NORM.match(k)[1]) for k in norms})
+    norms = {k: match.groups() for k in theirs if (match := _OUT_NORM.match(k))}
+    numbers = sorted({int(number) for number, _ in norms.values()})
     out = {}
-    for name, value in norms.items():
-        number, kind = _OUT_NORM.match(name).groups()
-        out[f"backbone.out_norms.{numbers.index(int(number))}.{kind}"] = value
+    for name, (number, kind) in norms.items():
+        out[f"backbone.out_norms.{numbers.index(int(number))}.{kind}"] = theirs.pop(name)
     last = f"out_norms.{len(backbone.out_norms) - 1}.norm"
     if f"{last}.weight" in backbone.state_dict():
         for name in [name for name in theirs if layout.rename(name) in ("norm.weight", "norm.bias")]:

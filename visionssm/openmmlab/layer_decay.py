@@ -35,7 +35,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The optimizer's groups for a detector or segmenter with a `backbone`."""
-        backbone = getattr(model, "backbone", None)
+        backbone: Any = getattr(model, "backbone", None)
         if not hasattr(backbone, "layer_id"):
             raise ValueError(
                 f"layer decay needs a model whose backbone is a VisionSSMBackbone, got {type(backbone).__name__}"

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engine.inference.prediction import find_images, read_image
 from ..errors import UserError
@@ -53,7 +54,7 @@ class Predictor:
         fill_channels(cfg)
         cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
         init_default_scope(scope)
-        self.model: nn.Module = revert_sync_batchnorm(MODELS.build(cfg.model))
+        self.model: Any = revert_sync_batchnorm(MODELS.build(cfg.model))
         load_strictly(self.model, checkpoint)
         self.model.to(device).eval()
         dataset = cfg.test_dataloader.dataset

@@ -250,7 +250,7 @@ def labels(dataset: torch.utils.data.Dataset) -> list[int]:
     Raises:
         UserError: The data set does not tell them.
     """
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if isinstance(reader, ReaderImageFolder):
         return [label for _, label in reader.samples]
     if getattr(reader, "targets", None) is not None:

@@ -42,7 +42,7 @@ def create_training_model(
     Raises:
         UserError: There is no such model, or it refuses an argument.
     """
-    model = create_model(
+    model: Any = create_model(
         name,
         pretrained=pretrained or bool(pretrained_path),
         pretrained_cfg_overlay={"file": pretrained_path} if pretrained_path else None,

@@ -54,8 +54,8 @@ def softnms(
         Indices of the boxes that stay, in the order in which they were chosen.
     """
     corners = widen(boxes).numpy()
-    left = np.arange(len(corners))
-    values = widen(scores).numpy().astype(corners.dtype)  # a copy
+    left: np.ndarray = np.arange(len(corners))
+    values: np.ndarray = widen(scores).numpy().astype(corners.dtype)  # a copy
     areas = _areas(corners, offset)
     kept, rows = [], []
     while len(left):
