@@ -110,7 +110,7 @@ docs: $(VENV)/.dev
 	@echo "the site: $(WORK)/site/index.html"
 
 test: lint $(VENV)/.openmmlab
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-all: lint sanitize $(VENV)/.openmmlab
 	$(BIN)/python tests/report.py

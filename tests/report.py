@@ -30,6 +30,7 @@ PARTS = {
         "pytest",
         "-n",
         "2",
+        "--dist=loadgroup",
         "-q",
         "-m",
         "not gpu",

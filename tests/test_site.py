@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("mkdocstrings", reason="the site needs mkdocs: pip install 'visionssm[docs]'")
 
+pytestmark = pytest.mark.xdist_group("site")  # built once
 ROOT = Path(__file__).resolve().parents[1]
 OFFLINE = """
 import socket

@@ -205,6 +205,7 @@ class TestPico:
         with torch.no_grad():
             assert torch.isfinite(model.eval()(image(name))).all()
 
+    @pytest.mark.slow  # the step below compiles the same forward
     def test_compile(self, name):
         model = make(name).eval()
         torch._dynamo.reset()

@@ -41,7 +41,8 @@ def trains_here(name):
     return not bound and (set(levels) == {16} or levels == [4, 8, 16, 32])
 
 
-DENSE = [name for name in PICO if trains_here(name)]
+FEW = ("test_vmamba", next(filter(is_plain, PICO)))  # the demo's model, and a plain one
+DENSE = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in filter(trains_here, PICO)]
 DETECTION = ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
 SEGMENTATION = ROOT / "configs/segmentation/digits/upernet_test_vmamba_digits.py"
 
@@ -218,7 +219,8 @@ def test_other_detectors_train(change, scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+    "config",
+    [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation", marks=pytest.mark.slow)],
 )
 def test_loaded_weights_survive_the_initialisation_of_the_whole_model(config, tmp_path):
     classifier = timm.create_model("test_vmamba", num_classes=10)
@@ -310,7 +312,8 @@ def test_without_a_checkpoint_resuming_starts_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation")]
+    "config",
+    [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation", marks=pytest.mark.slow)],
 )
 def test_two_processes_train_and_what_they_saved_is_tested_and_drawn(config, scenes, tmp_path):
     result = launch("openmmlab_train.py", config, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
