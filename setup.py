@@ -1,6 +1,10 @@
-"""Compiles the native scan where there is a C compiler; everything else is in pyproject.toml."""
+"""Compiles the native scan where there is a C compiler, and puts recipes and model cards beside the modules.
+
+Everything else is in pyproject.toml.
+"""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 NATIVE = Path("visionssm/ops/selective_scan/native")
+SHIPPED = {"configs": ("*.yaml", "*.py"), "model_cards": ("*.json",)}  # visionssm.files.shipped finds them
 
 _spec = importlib.util.spec_from_file_location("native_build", Path(__file__).parent / NATIVE / "build.py")
 native = importlib.util.module_from_spec(_spec)
@@ -22,8 +27,20 @@ class BuildWithNative(build_py):
     def library(self) -> Path:
         return native.LIBRARY if self.editable_mode else Path(self.build_lib, NATIVE, native.LIBRARY.name)
 
+    @property
+    def shipped(self) -> dict[Path, Path]:
+        """Where the wheel has a file, to where the repository has it; an editable installation reads the latter."""
+        if self.editable_mode:
+            return {}
+        target = Path(self.build_lib, "visionssm", "shipped")
+        found = [p for folder, kinds in SHIPPED.items() for kind in kinds for p in sorted(Path(folder).rglob(kind))]
+        return {target / path: path for path in found}
+
     def run(self):
         super().run()
+        for target, source in self.shipped.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
         try:
             native.build(self.library)
         except native.BuildError as error:
@@ -31,7 +48,8 @@ class BuildWithNative(build_py):
             print(f"warning: the native scan was not compiled, so CPUs take a slower path: {error}", file=sys.stderr)
 
     def get_outputs(self, include_bytecode=True):
-        return [*super().get_outputs(include_bytecode), *([str(self.library)] if self.library.exists() else [])]
+        library = [str(self.library)] if self.library.exists() else []
+        return [*super().get_outputs(include_bytecode), *map(str, self.shipped), *library]
 
 
 class PlatformWheel(bdist_wheel):

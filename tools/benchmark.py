@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Measure models side by side: tools/benchmark.py --model vmamba_tiny_s1l8 convnext_tiny --bench both --plot PNG."""
+"""Measure models side by side.
+
+The same as `visionssm benchmark`.
+"""
 
 import sys
 
-from visionssm.commands.benchmark import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("benchmark", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Convert the authors' checkpoint of a detector or segmenter: tools/convert.py CONFIG INPUT OUTPUT."""
+"""Convert the authors' checkpoint of a detector or segmenter.
+
+The same as `visionssm convert`.
+"""
 
 import sys
 
-from visionssm.commands.convert import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("convert", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Print parameters and multiply-adds of models at their published input size, beside the published figures."""
+"""Print parameters and multiply-adds of models at their published input size, beside the published figures.
+
+The same as `visionssm flops`.
+"""
 
 import sys
 
-from visionssm.commands.flops import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("flops", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Evaluate a detector or segmenter: tools/openmmlab_test.py CONFIG CHECKPOINT --show-dir pictures."""
+"""Evaluate a detector or segmenter.
+
+The same as `visionssm openmmlab-test`.
+"""
 
 import sys
 
-from visionssm.openmmlab.launching import test
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(test())
+    sys.exit(run("openmmlab_test", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Train a detector or segmenter: tools/openmmlab_train.py CONFIG --work-dir DIR."""
+"""Train a detector or segmenter.
+
+The same as `visionssm openmmlab-train`.
+"""
 
 import sys
 
-from visionssm.openmmlab.launching import train
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(run("openmmlab_train", sys.argv[1:]))

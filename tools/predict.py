@@ -1,19 +1,12 @@
 #!/usr/bin/env python
 """Predict for image files.
 
-Classify: tools/predict.py IMAGES --checkpoint FILE --output PNG.
-Detect or segment, with mmdet or mmseg: tools/predict.py IMAGES --config CONFIG --checkpoint FILE --output FOLDER.
+The same as `visionssm predict`.
 """
 
 import sys
 
-if any(argument.split("=")[0] == "--config" for argument in sys.argv[1:]):
-    try:
-        from visionssm.openmmlab.prediction import main
-    except ImportError as missing:
-        sys.exit(f"predict: --config needs mmdet or mmseg; docs/openmmlab.md says how to install them: {missing}")
-else:
-    from visionssm.commands.predict import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("predict", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Build data sets of real images from scikit-learn's handwritten digits, without a download."""
+"""Build data sets of real images from scikit-learn's handwritten digits, without a download.
+
+The same as `visionssm prepare-digits`.
+"""
 
 import sys
 
-from visionssm.commands.prepare_digits import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("prepare_digits", sys.argv[1:]))

@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Train an image classifier: tools/train.py -c configs/classification/....yaml --data-dir DIR --output DIR."""
+"""Train an image classifier.
+
+The same as `visionssm train`.
+"""
 
 import sys
 
-from visionssm.commands.train import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("train", sys.argv[1:]))

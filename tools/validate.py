@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Evaluate classifiers: tools/validate.py --data-dir DIR --checkpoint FILE, or --model NAME --pretrained."""
+"""Evaluate classifiers.
+
+The same as `visionssm validate`.
+"""
 
 import sys
 
-from visionssm.commands.validate import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("validate", sys.argv[1:]))

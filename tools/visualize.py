@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Draw pictures of what the models do."""
+"""Draw pictures of what the models do.
+
+The same as `visionssm visualize`.
+"""
 
 import sys
 
-from visionssm.commands.visualize import main
+from visionssm.commands._dispatch import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("visualize", sys.argv[1:]))

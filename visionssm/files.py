@@ -66,3 +66,10 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def shipped(folder: str) -> Path:
+    """Return a folder of the repository, `configs` or `model_cards`, that a wheel carries inside the package."""
+    package = Path(__file__).resolve().parent
+    inside = package / "shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from visionssm.commands import predict, validate
+from visionssm.engine.inference import prediction
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_mistakes_come_first():
     from visionssm.engine.reports.plots import Prediction
 
     right, wrong = Prediction("a", ["x"], [0.9], "x"), Prediction("b", ["x"], [0.6], "y")
-    lines = predict.table([right, wrong]).splitlines()
+    lines = prediction.table([right, wrong]).splitlines()
     assert "WRONG" in lines[2] and "WRONG" not in lines[3]
 
 
@@ -190,6 +191,7 @@ def test_every_tool_takes_the_same_weights_of_a_file(authors, tmp_path, monkeypa
         return 0.0
 
     monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
+    monkeypatch.setattr("visionssm.commands.export.export_model", export_model, raising=False)
     monkeypatch.setattr(sys, "argv", ["export.py", "test_vmamba", *flags, "--output", str(tmp_path / "m.pt2")])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(Path(__file__).parents[2] / "tools/export.py"), run_name="__main__")

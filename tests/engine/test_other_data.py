@@ -14,7 +14,7 @@ import torch
 from conftest import CLASSES, assert_same_weights, load
 from test_training import StopAfter
 
-from visionssm.commands import train as train_module
+from visionssm.commands import _training as train_module
 from visionssm.commands import validate
 from visionssm.commands._arguments import parse_args
 from visionssm.commands._options import TrainOptions
@@ -22,6 +22,7 @@ from visionssm.engine.data import datasets as datasets_module
 from visionssm.engine.data import loaders
 from visionssm.engine.data.processes import World
 from visionssm.engine.data.workers import LoaderProcessError
+from visionssm.engine.training import stopping
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_webdataset_trains_evaluates_and_resumes(run, shards, monkeypatch):
     rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
     assert len(rows) == 8 and float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "StopRequest", lambda: StopAfter(3))
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(3))
         assert run("cut", data_dir=shards, **WDS) == 128 + signal.SIGTERM
     assert run("cut", data_dir=shards, resume="auto", **WDS) == 0
     assert load(run.folder / "cut" / "last.pth.tar")["epoch"] == 1

@@ -12,6 +12,7 @@ from timm.models import is_model
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
 from tests.families import FAMILIES, PICO, at_size, published, small_of
+from visionssm.commands import _training as training
 from visionssm.commands import train as train_command
 from visionssm.commands._arguments import parse_args
 from visionssm.commands._options import TrainOptions
@@ -80,7 +81,7 @@ def test_recipes_of_a_family_differ_only_in_named_keys(path):
 )
 def test_learning_rate_and_length_are_the_papers(file, processes, rate, epochs):
     args = parse_args(["-c", str(ROOT / f"{file}.yaml")])
-    found, sentence = train_command.learning_rate(TrainOptions.of(args), processes)
+    found, sentence = training.learning_rate(TrainOptions.of(args), processes)
     assert found == pytest.approx(rate)
     assert f"{rate:.3e}" in sentence
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=found)

@@ -15,10 +15,11 @@ from conftest import assert_same_weights, load
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from visionssm.commands import train as train_module
+from visionssm.commands import _training as train_module
 from visionssm.commands._arguments import parse_args
 from visionssm.commands._options import OptimOptions, TrainOptions, cut
 from visionssm.engine.inference.classifier import load_classifier
+from visionssm.engine.training import stopping
 from visionssm.engine.training.stopping import StopRequest
 
 EVERYTHING = dict(
@@ -106,7 +107,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, monkeypatch, looks):
     options = EVERYTHING | {"epochs": 2}
     assert run("whole", **options) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "StopRequest", lambda: StopAfter(looks))
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(looks))
         assert run("cut", **options, workers=2) == 128 + signal.SIGTERM
     assert run("cut", **options, resume="auto", workers=1) == 0
     assert_same_weights(run.folder / "whole" / "last.pth.tar", run.folder / "cut" / "last.pth.tar")
@@ -149,7 +150,7 @@ def test_truncated_last_checkpoint_falls_back(run, capsys):
 
 def test_mid_epoch_checkpoint_refuses_other_batches(run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "StopRequest", lambda: StopAfter(1))
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(1))
         assert run() == 128 + signal.SIGTERM
     assert run(resume="auto", batch_size=6) == 2
     assert "inside an epoch with batch_size 4, found 6" in capsys.readouterr().err
@@ -282,7 +283,7 @@ def test_plateau_schedule_remembers_after_resuming(run, monkeypatch):
     options = dict(epochs=4, sched="plateau", patience_epochs=0, decay_rate=0.5, lr=1e-4)
     assert run("whole", **options) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "StopRequest", lambda: StopAfter(16))  # inside the third epoch
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(16))  # inside the third epoch
         assert run("cut", **options) == 128 + signal.SIGTERM
     assert run("cut", **options, resume="auto") == 0
     rows = (run.folder / "whole" / "summary.csv").read_text()
@@ -305,7 +306,7 @@ def test_wandb_is_told_what_the_summary_holds(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=None))
     monkeypatch.setattr(reporting, "require_package", lambda name, flag: None)
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "StopRequest", lambda: StopAfter(7))  # inside the second epoch
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(7))  # inside the second epoch
         assert run(log_wandb=True) == 128 + signal.SIGTERM
     assert run(log_wandb=True, resume="auto") == 0
     assert run("other", log_wandb=True, resume=run.folder / "run" / "checkpoint-0.pth.tar", epochs=1) == 0

@@ -17,7 +17,7 @@ from visionssm.errors import UserError  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab.prediction import Predictor, main, objects, shares  # noqa: E402
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "predict.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "openmmlab_predict.py"
 DETECTOR = TOOL.parents[1] / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
 SEGMENTER = """
 custom_imports = dict(imports=["visionssm.openmmlab"], allow_failed_imports=False)

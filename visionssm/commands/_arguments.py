@@ -2,24 +2,23 @@
 
 import argparse
 
-from timm.utils import ParseKwargs
-
-from ..engine.data.images import MAX_PIXELS
+from ..engine.data.limits import MAX_PIXELS
 from ..errors import UserError
-from ._help import HelpFormatter
+from ._parser import CommandParser, KeyValues, command_parser
 from ._recipes import apply_recipe
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of the training command; a recipe may set every option by its long name with underscores."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py -c RECIPE --data-dir DIR --output DIR [--resume auto] [options]",
-        description="Train an image classifier. Options keep the names and meanings of timm's train.py; a recipe may "
-        "hold any of them, and the command line overrides it.",
-        formatter_class=HelpFormatter,
+    from . import train
+
+    parser = command_parser(
+        train.__name__,
+        train.__doc__,
+        usage="visionssm train -c RECIPE --data-dir DIR --output DIR [--resume auto] [options]",
     )
-    parser.add_argument("-c", "--config", metavar="RECIPE", help="YAML file, below the command line")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe below the command line, by name or file")
+    parser.former["--device-modules"] = "--import"
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
     _add_device(parser.add_argument_group("device and precision"))
@@ -116,7 +115,7 @@ def add_image_limits(group) -> None:
 def _add_model(group) -> None:
     add = group.add_argument
     add("--model", metavar="NAME", default="resnet50", help="any timm model name, ours included")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
+    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
     add("--pretrained", action="store_true", help="start from the published weights")
     add("--pretrained-path", metavar="FILE", help="start from this file as if it were the published weights")
     add("--initial-checkpoint", metavar="FILE", default="", help="start from the weights of an earlier run")
@@ -147,7 +146,6 @@ def _add_model(group) -> None:
 def _add_device(group) -> None:
     add = group.add_argument
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--device-modules", nargs="+", metavar="MODULE", help="modules to import before the model is built")
     add("--amp", action="store_true", help="mixed precision")
     add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="lower precision of AMP")
     add("--no-ddp-bb", action="store_true", help="do not broadcast buffers in DDP")
@@ -160,7 +158,7 @@ def _add_optimizer(group) -> None:
     add("--opt", metavar="NAME", default="sgd", help="timm optimizer name")
     add("--opt-eps", type=float, metavar="X", help="optimizer epsilon")
     add("--opt-betas", nargs="+", type=float, metavar="X", help="optimizer betas")
-    add("--opt-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="more optimizer arguments")
+    add("--opt-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="more optimizer arguments")
     add("--momentum", type=float, default=0.9, metavar="X", help="momentum")
     add("--weight-decay", type=float, default=2e-5, metavar="X", help="weight decay")
     add("--clip-grad", type=float, metavar="X", help="gradient clipping")

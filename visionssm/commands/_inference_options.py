@@ -1,15 +1,20 @@
 """The options by which validate, predict, benchmark and export read a classifier; they keep the names of training."""
 
+from __future__ import annotations
+
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from timm.utils import ParseKwargs
-
-from ..checkpoints import WEIGHTS
-from ..engine.inference.classifier import Classifier, load_classifier
 from ..errors import UserError
 from ._arguments import add_image_limits
+from ._parser import KeyValues
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.inference.classifier import Classifier
+
+WEIGHTS = ("auto", "raw", "ema")  # visionssm.checkpoints.WEIGHTS, which a help must not wait for
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, model_help: str | None = "timm model name") -> None:
@@ -18,7 +23,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, model_help: str | None
     add = group.add_argument
     if model_help is not None:
         add("--model", metavar="NAME", help=model_help)
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
+    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
     add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
     add("--pretrained", action="store_true", help="use the published weights")
     add(
@@ -72,6 +77,8 @@ def read_classifier(
     Raises:
         UserError: As for `load_classifier`; or there is no model at all.
     """
+    from ..engine.inference.classifier import load_classifier
+
     options = {key: getattr(args, key, None) for key in ("img_size", "crop_pct", "crop_mode", "mean", "std")}
     options |= {"interpolation": getattr(args, "interpolation", None) or None} | (images or {})
     low_high = getattr(args, "pixel_range", None)

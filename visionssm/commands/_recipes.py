@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from timm.utils import ParseKwargs
 
 from ..errors import UserError, nearest
+from ..files import shipped
+from ._parser import KeyValues
 
 
 def apply_recipe(parser: argparse.ArgumentParser, path: str | Path) -> None:
@@ -16,7 +17,31 @@ def apply_recipe(parser: argparse.ArgumentParser, path: str | Path) -> None:
     Raises:
         UserError: The file cannot be read, or a key or a value does not fit the parser.
     """
+    path = find_recipe(path)
     parser.set_defaults(**check_recipe(parser, read_recipe(path), path))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe: a path, or the name of one of ours, with its folder where that alone tells which.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    path = Path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    known = recipes()
+    found = [known[key] for key in known if key == str(name) or key.endswith(f"/{name}")]
+    if len(found) != 1:
+        names = [key.rpartition("/")[2] for key in known]
+        raise UserError(f"there is no recipe {str(name)!r}{nearest(str(name), names)}")
+    return found[0]
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes of classifiers by folder and name, `vmamba/vmamba_tiny_s1l8`."""
+    folder = shipped("configs") / "classification"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -46,7 +71,7 @@ def check_recipe(parser: argparse.ArgumentParser, content: dict[str, Any], path:
 
 
 def _convert(action: argparse.Action, value: Any, where: str) -> Any:
-    if isinstance(action, ParseKwargs):
+    if isinstance(action, KeyValues):
         if not isinstance(value, dict):
             raise UserError(f"{where} holds {value!r}, expected a mapping")
         return value

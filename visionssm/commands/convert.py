@@ -1,4 +1,6 @@
-"""Convert the authors' checkpoint of a detector or segmenter: tools/convert.py CONFIG INPUT OUTPUT.
+"""Convert the authors' checkpoint of a detector or segmenter.
+
+python tools/convert.py CONFIG INPUT OUTPUT
 
 The output holds the weights alone and loads with `load_from` and tools/openmmlab_test.py. Classifiers' files need no
 conversion: `timm.create_model` and the backbone's `pretrained` read them as they are.

@@ -6,22 +6,20 @@ python tools/flops.py [PATTERN ...]
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import timm
 from timm.models import get_pretrained_cfg
 
 from .. import list_models
 from ..analysis.flops import count
-
-CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+from ..files import shipped
 
 
 def published() -> dict[str, dict]:
     """Published figures of every variant, from the model cards."""
     return {
         name: figures
-        for path in sorted(CARDS.glob("*.json"))
+        for path in sorted(shipped("model_cards").glob("*.json"))
         for name, figures in json.loads(path.read_text())["variants"].items()
     }
 

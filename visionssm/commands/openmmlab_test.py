@@ -1,5 +1,17 @@
-"""Evaluate a detector or segmenter: tools/openmmlab_test.py CONFIG CHECKPOINT --show-dir pictures."""
+"""Evaluate a detector or segmenter of mmdet or mmseg.
 
-from ..openmmlab.launching import test as main
+python tools/openmmlab_test.py mine.py work/mine/epoch_12.pth
+python tools/openmmlab_test.py mine.py work/mine/epoch_12.pth --show-dir pictures
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+from ._boundary import bounded
+
+
+@bounded
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    from ..openmmlab.launching import test
+
+    return test(argv)

@@ -1,27 +1,19 @@
-"""The prediction command: classes of image files, as a table, as CSV, as a picture."""
+"""Classify image files with a trained model: as a table, as CSV, as a picture.
 
-import argparse
+python tools/predict.py PHOTOS --checkpoint RUN --output predictions.png
+python tools/predict.py one.jpg two.jpg --model vmamba_tiny_s1l8 --pretrained --topk 3 --csv predictions.csv
+"""
+
 import sys
 
-from ..engine.data.datasets import check_indices, names_by_index, read_class_map
-from ..engine.data.processes import resolve_device
-from ..engine.inference.prediction import as_csv, find_images, predict, table
-from ..engine.reports.plots import draw_predictions
-from ..engine.reports.progress import setup_logging
-from ..errors import UserError
-from ..files import write_text
-from ._help import HelpFormatter
+from ._boundary import bounded
 from ._inference_options import add_image_options, add_model_options, read_classifier
+from ._parser import CommandParser, command_parser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of the prediction command."""
-    parser = argparse.ArgumentParser(
-        prog="predict.py",
-        usage="predict.py IMAGE [IMAGE ...] --checkpoint FILE [options]",
-        description="Classify image files with a trained model.",
-        formatter_class=HelpFormatter,
-    )
+    parser = command_parser(__name__, __doc__, usage="visionssm predict IMAGE [IMAGE ...] --checkpoint FILE [options]")
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
     add("--topk", type=int, default=5, metavar="N", help="classes per image")
@@ -36,21 +28,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@bounded
 def main(argv: list[str] | None = None) -> int:
     """Run the prediction command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if any(argument.split("=")[0] == "--config" for argument in arguments):
+        print("predict --config is now the command openmmlab-predict", file=sys.stderr)
+        from .openmmlab_predict import main as detect
+
+        return detect(arguments)
+    args = build_parser().parse_args(arguments)
+    from ..engine.data.datasets import check_indices, names_by_index, read_class_map
+    from ..engine.data.processes import resolve_device
+    from ..engine.inference.prediction import as_csv, find_images, predict, table
+    from ..engine.reports.plots import draw_predictions
+    from ..engine.reports.progress import setup_logging
+    from ..files import write_text
+
     setup_logging()
-    try:
-        paths = find_images(args.images)
-        classifier = read_classifier(args, args.model, resolve_device(args.device))
-        if args.class_map:
-            classifier.class_map = read_class_map(args.class_map)
-            check_indices(classifier.class_map, classifier.model.num_classes, f"--class-map {args.class_map}")
-            classifier.classes = names_by_index(classifier.class_map)
-        predictions = predict(classifier, paths, topk=args.topk, batch_size=args.batch_size, bad_images=args.bad_images)
-    except UserError as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
+    paths = find_images(args.images)
+    classifier = read_classifier(args, args.model, resolve_device(args.device))
+    if args.class_map:
+        classifier.class_map = read_class_map(args.class_map)
+        check_indices(classifier.class_map, classifier.model.num_classes, f"--class-map {args.class_map}")
+        classifier.classes = names_by_index(classifier.class_map)
+    predictions = predict(classifier, paths, topk=args.topk, batch_size=args.batch_size, bad_images=args.bad_images)
     print(table(predictions, args.rows))
     known = [p for p in predictions if p.truth is not None]
     verdict = f"{len(predictions)} images"

@@ -119,7 +119,7 @@ def shares(labels: Tensor, classes: Sequence[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
-        prog="predict.py --config CONFIG",
+        prog="visionssm openmmlab-predict",
         description="Draw boxes and masks (mmdet) or classes of pixels (mmseg) over image files.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")

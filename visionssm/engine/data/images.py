@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageMode, TiffImagePlugin
 
 from ...errors import UserError
+from .limits import MAX_PIXELS
 from .randomness import seed_everything
 
-MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
 _NO_DECODER = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows what these are and cannot read them
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _NUMPY = b"\x93NUMPY"

@@ -1,0 +1,126 @@
+"""What the parsers of all commands share: help from the module's docstring, errors in one line, general options."""
+
+import argparse
+import ast
+import importlib
+import re
+import sys
+from typing import Any, NoReturn
+
+from ..errors import UserError, nearest
+from ._help import HelpFormatter
+
+
+def command_parser(module: str, doc: str | None, **kwargs: Any) -> "CommandParser":
+    """Return the parser of a command, to which it adds its own options.
+
+    Args:
+        module: `__name__` of the command's module.
+        doc: Its docstring: the first paragraph says what it does, the rest how it is called.
+        kwargs: Further arguments of the parser.
+    """
+    name = command_name(module.rpartition(".")[2])
+    summary, _, rest = (doc or "").strip().partition("\n\n")
+    parser = CommandParser(
+        prog=f"visionssm {name}",
+        description=" ".join(summary.split()),
+        epilog=as_commands(rest),
+        formatter_class=HelpFormatter,
+        **kwargs,
+    )
+    add_general_options(parser)
+    return parser
+
+
+def command_name(module: str) -> str:
+    """Return the name of a module's command."""
+    return module.replace("_", "-")
+
+
+def as_commands(text: str) -> str:
+    """Return a help text in which the doors in `tools/` are called as the console command."""
+    return re.sub(r"(?:python )?tools/(\w+)\.py", lambda found: f"visionssm {command_name(found[1])}", text)
+
+
+def add_general_options(parser: argparse.ArgumentParser) -> None:
+    """Add what every command takes."""
+    group = parser.add_argument_group("general")
+    group.add_argument(
+        "--import",
+        dest="device_modules",
+        action=ImportModules,
+        nargs="+",
+        metavar="MODULE",
+        help="modules to import first, from the working directory too: scan orders, models or devices of your own",
+    )
+    # the boundary around every command takes it out of the arguments
+    group.add_argument("--debug", action="store_true", help="the traceback of an error instead of one line")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and which option was perhaps meant.
+
+    Attributes:
+        former: Former names of options to those of today; they still work, and say so.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.former: dict[str, str] = {}
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            option, equals, value = word.partition("=")
+            if option in self.former:
+                print(f"{option} is now called {self.former[option]}", file=sys.stderr)
+                option = self.former[option]
+            words.append(option + equals + value)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        hint = ""
+        if message.startswith("unrecognized arguments:"):
+            word = next((word for word in message.split()[2:] if word.startswith("-")), "")
+            hint = nearest(word.partition("=")[0], self._option_string_actions) if word else ""
+        self.exit(2, f"{self.prog.partition(' ')[2] or self.prog}: {message}{hint} ({self.prog} --help)\n")
+
+
+class ImportModules(argparse.Action):
+    """Imports modules, from the working directory too, and keeps their names."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        known = [*(getattr(namespace, self.dest) or ()), *values]
+        setattr(namespace, self.dest, known)
+        import_modules(values, option_string or "--import")
+
+
+def import_modules(names: list[str], option: str) -> None:
+    """Import modules, from the working directory too.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"{option}: {name!r} cannot be imported: {error}") from error
+
+
+class KeyValues(argparse.Action):
+    """Collects `KEY=VALUE ...` in a mapping; values are Python literals, or text where they are none."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        pairs: dict[str, Any] = {}
+        for text in values:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                parser.error(f"{option_string} takes KEY=VALUE, got {text!r}")
+            try:
+                pairs[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                pairs[key] = value
+        setattr(namespace, self.dest, pairs)

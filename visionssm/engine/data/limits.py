@@ -1,0 +1,3 @@
+"""Limits of images, apart from what reads them, so that a help need not wait for it."""
+
+MAX_PIXELS = 178_956_970  # where Pillow itself speaks of a decompression bomb
