@@ -162,7 +162,7 @@ def test_search_refuses():
     for args, message in [
         (dict(steps=4), "1 to 3"),
         (dict(steps=1, metric="f1"), "metric"),
-        (dict(steps=1, kind="route"), "kind"),
+        (dict(steps=1, kind="row"), "kind"),
         (dict(steps=1, candidates=["blocks.8"]), "no block"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -173,3 +173,43 @@ def test_search_refuses():
     with pytest.raises(RuntimeError, match="step 1"):
         shed(model, data(), 1)
     assert removable(model, "block") == [f"blocks.{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba"])
+def test_removed_routes(name, tmp_path):
+    """A mixer without a route gives what the others give; full and pruned files load, and say what is missing."""
+    whole, x = make(name), image(name)
+    path = next(p for p in removable(whole, "route") if p.endswith(".routes.1"))
+    mixer = whole.get_submodule(path.removesuffix(".ssm.routes.1"))
+    with torch.no_grad():
+        before = whole(x)
+        with without(whole, [path]):
+            live = whole(x)
+        assert torch.equal(whole(x), before) and not torch.equal(live, before)
+        # a route whose C and D are 0 gives nothing either
+        silent = make(name)
+        ssm = silent.get_submodule(path.removesuffix(".routes.1"))
+        ssm.D[1] = 0
+        ssm.x_proj_weight[1, -ssm.splits[2] :] = 0
+        torch.testing.assert_close(silent(x), live)
+    full = whole.state_dict()
+    file = tmp_path / "weights.pt"
+
+    def load(content, **kwargs):
+        torch.save(content, file)
+        return make(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **kwargs)
+
+    pruned = load(full, removed=[path])
+    rest = pruned.state_dict()
+    assert rest.keys() == full.keys()
+    assert len(rest[f"{path.removesuffix('.routes.1')}.D"]) == mixer.ssm.routes - 1
+    with torch.no_grad():
+        assert torch.equal(pruned(x), live)
+        again = load({"state_dict": rest, "removed": [path]})
+        assert again.removed == (path,) and torch.equal(again(x), live)
+    with pytest.raises(CheckpointError):
+        load(rest)
+    with pytest.raises(ValueError, match="all routes"):
+        make(name, removed=[p for p in removable(whole, "route") if p.startswith(path[:-1])])
+    with pytest.raises(ValueError, match="part of"):
+        make(name, removed=[path, path.removesuffix(".routes.1")])

@@ -58,6 +58,12 @@ class Checkpoint:
         args = self.content.get("args") if self.run else None
         return vars(args) if isinstance(args, argparse.Namespace) else {}
 
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Paths of the parts that the model of the file lacks, as it says itself (see `models.removable`)."""
+        said = self.content.get("removed") or (self.options.get("model_kwargs") or {}).get("removed") or ()
+        return tuple(map(str, said)) if isinstance(said, list | tuple) else ()
+
 
 def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
     """Read a file of torch.save or safetensors; nothing in it is executed.

@@ -13,7 +13,7 @@ from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
 
-from ..checkpoints import load, read, read_content
+from ..checkpoints import load, read, read_content, run_state
 from ..engine.data import processes
 from ..engine.data.datasets import class_mapping, labels, log_taken, names_by_index, open_by_names, read_class_map
 from ..engine.data.images import ImageReader
@@ -73,6 +73,8 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     data, optim = options.data, options.optim
 
     model = create_model(options, args.num_classes)
+    if removed := getattr(model, "removed", ()):  # by a pruned file that the run begins with
+        args.model_kwargs = {**args.model_kwargs, "removed": list(removed)}
     config = data_config(vars(options.images), model.pretrained_cfg, options.model.arguments()["in_chans"])
     reader = image_reader(data, config)
     if world.primary:
@@ -282,18 +284,20 @@ def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
     chosen = options.model
     set_fast_norm(chosen.fast_norm)
     seed_everything(options.run.seed, "weights")
+    initial = read(chosen.initial_checkpoint) if chosen.initial_checkpoint else None
+    lacking = {"removed": initial.removed} if initial and initial.removed else {}
     model = building.create_training_model(
         chosen.model,
         num_classes,
-        arguments=chosen.arguments(),
+        arguments=lacking | chosen.arguments(),
         pretrained=chosen.pretrained,
         pretrained_path=chosen.pretrained_path,
         head_init_scale=chosen.head_init_scale,
         head_init_bias=chosen.head_init_bias,
         grad_checkpointing=chosen.grad_checkpointing,
     )
-    if chosen.initial_checkpoint:
-        load(read(chosen.initial_checkpoint), model)
+    if initial:
+        load(initial, model)
     return model
 
 
@@ -433,7 +437,10 @@ def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | No
     if not resume:
         return None, None
     if resume != "auto":
-        return read_content(resume), Path(resume)
+        content = read_content(resume)
+        if run_state(content) and "step" not in run_state(content):
+            raise UserError(f"{resume} is of no training that could continue; begin with it by --pretrained-path")
+        return content, Path(resume)
     path, problems = find_newest(folder.path)
     for problem in problems:
         _logger.warning("%s; passed over", problem)

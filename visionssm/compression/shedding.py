@@ -103,7 +103,7 @@ def shed(
         loader: Calibration data, iterated anew for each candidate and in the same order: pairs of images (b, c, h, w)
             and labels (b), int64.
         steps: Number of parts to remove, with those of `start`.
-        kind: Kind of the candidates: "block", "branch" or "ssm", see `visionssm.models.removable`.
+        kind: Kind of the candidates: "block", "branch", "ssm" or "route", see `visionssm.models.removable`.
         metric: "loss", the mean cross entropy; "top1", the share of wrong classes, equal ones by their loss; "kl", the
             mean divergence of the prediction from the whole model's, which needs no labels.
         candidates: Paths to choose from; all of the kind if None.
@@ -180,6 +180,8 @@ def _batches(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> Itera
     empty = True
     for images, labels in loader:
         empty = False
+        if not torch.isfinite(images).all():
+            raise ValueError("calibration images must be finite, found NaN or infinity")
         yield images.to(device), labels.to(device)
     if empty:
         raise ValueError("the calibration data is empty; give a loader that can be iterated more than once")

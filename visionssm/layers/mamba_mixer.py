@@ -26,6 +26,8 @@ class MambaMixer(nn.Module):
         route_gate: Merges the gated routes (b, L, k, channels) to (b, L, channels); None sums or averages them.
     """
 
+    route_parameters = ("conv_weight", "conv_bias")
+
     def __init__(
         self,
         dim: int,
@@ -56,6 +58,11 @@ class MambaMixer(nn.Module):
         self.route_gate = route_gate
         self.reset_parameters()
 
+    @property
+    def sums_routes(self) -> bool:
+        """Whether routes are merged by addition, so that one can be left out."""
+        return self.route_gate is None
+
     def reset_parameters(self) -> None:
         """Initialise the convolutions as PyTorch does; the other parts initialise themselves."""
         bound = self.conv_weight.shape[-1] ** -0.5
@@ -70,12 +77,12 @@ class MambaMixer(nn.Module):
         """Mix the tokens (b, L, d) of a map of height x width."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         order = self.order(height, width, x.device)
-        u = self.act(causal_conv1d(u, self.conv_weight, self.conv_bias, order))
+        u = self.act(causal_conv1d(u, self.conv_weight, self.conv_bias, self.ssm.rows(order)))
         gate = self.act(z)
         if self.route_gate is None:
             # every route has the same gate, so the merged routes are gated once
             y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True) * gate
-            y = y / self.ssm.routes if self.average else y
+            y = y / self.ssm.table_rows if self.average else y
         else:
             y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
             y = self.route_gate(y * gate.unsqueeze(2))

@@ -33,8 +33,12 @@ class RemovedScan(nn.Module):
 
     def __init__(self, routes: int, shared_input: bool):
         super().__init__()
-        self.routes = routes
+        self.routes = self.table_rows = routes
         self.shared_input = shared_input
+
+    def rows(self, order: Tensor | None) -> Tensor | None:
+        """The rows of a scan table that are read: all."""
+        return order
 
     def forward(
         self,

@@ -25,6 +25,8 @@ class SS2D(nn.Module):
         route_gate: Merges the routes (b, L, k, dim_inner) to (b, L, dim_inner); they are summed if None.
     """
 
+    route_parameters = ()
+
     def __init__(
         self,
         dim: int,
@@ -52,6 +54,11 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         self.route_gate = route_gate
+
+    @property
+    def sums_routes(self) -> bool:
+        """Whether routes are merged by addition, so that one can be left out."""
+        return self.route_gate is None
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""

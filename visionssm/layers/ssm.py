@@ -1,5 +1,7 @@
 """The state-space part of a mixer: parameters of all routes, and one scan over all of them."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,8 @@ class SelectiveSSM(nn.Module):
         dt_bias_scale: How often the bias of the step size counts; 2 where the original adds it twice.
     """
 
+    route_parameters = ("x_proj_weight", "dt_weight", "dt_bias", "A_log", "D")
+
     def __init__(
         self,
         dim: int,
@@ -43,7 +47,8 @@ class SelectiveSSM(nn.Module):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.routes = routes
+        self.routes = self.table_rows = routes
+        self.kept: tuple[int, ...] | None = None  # rows of the table that are scanned, where routes were removed
         self.shared_input = shared_input
         self.dt_bias_scale = dt_bias_scale
         self.splits = (dt_rank, d_state, d_state)
@@ -61,6 +66,14 @@ class SelectiveSSM(nn.Module):
         init_dt_bias_(self.dt_bias)
         init_a_log_(self.A_log)
         nn.init.ones_(self.D)
+
+    def rows(self, order: Tensor | None) -> Tensor | None:
+        """The rows of a scan table (routes, T) that are scanned: all, unless routes were removed."""
+        if self.kept is None or order is None:
+            return order
+        if torch.compiler.is_compiling() or order.is_meta:
+            return order[list(self.kept)]
+        return _rows(order, self.kept)
 
     def forward(
         self,
@@ -99,10 +112,16 @@ class SelectiveSSM(nn.Module):
             state_dtype(self.D),
             dt_bias if self.dt_bias_scale == 1 else self.dt_bias_scale * dt_bias,
             dt_weight=self.dt_weight,
-            order=order,
+            order=self.rows(order),
             num_tokens=num_tokens,
             u_index=index,
             index=index,
             out=out,
             out_dtype=self.D.dtype,
         )
+
+
+@lru_cache(maxsize=64)
+def _rows(order: Tensor, kept: tuple[int, ...]) -> Tensor:
+    """One object for each table, as the operators know tables by their objects."""
+    return order[list(kept)]

@@ -26,7 +26,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.layout import Layout
 from ..errors import CheckpointError, nearest
-from ._removal import remove, without_removed
+from ._removal import remove, whole_shapes, without_removed
 
 Model = TypeVar("Model", bound="VisionModel")
 
@@ -157,7 +157,7 @@ class VisionModel(nn.Module):
                 of a kind that the family's layout refuses.
         """
         source = unwrap(state_dict)
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        shapes = whole_shapes(model)
         family = identify(source)
         foreign = family is not None and family not in {base.__name__ for base in type(model).__mro__}
         try:
@@ -248,7 +248,8 @@ def build_model(
         variant: Name of the variant.
         pretrained: Load the weights that the variant's configuration, or its overlay, names.
         kwargs: What the caller asks for: arguments of timm's builder and of the model class, and `removed`, paths of
-            parts to leave out (see `visionssm.models.removable`); they override `args`.
+            parts to leave out (see `visionssm.models.removable`), by default those that a pruned file says it lacks;
+            they override `args`.
         **args: The variant's arguments of the model class.
 
     Raises:
@@ -257,7 +258,7 @@ def build_model(
         ValueError: a part to remove is none of the model's, see `remove`.
     """
     args |= kwargs
-    removed = args.pop("removed", ())
+    removed = args.pop("removed", None)
     out_indices = args.pop("out_indices", model_cls.out_indices)
     overlay, cfg = args.get("pretrained_cfg_overlay") or {}, args.get("pretrained_cfg")
     file = None
@@ -267,11 +268,12 @@ def build_model(
     if pretrained and file:
         # timm hands the state dict to the filter as it is, which reads the file by our rule instead
         args["pretrained_cfg_overlay"] = {**overlay, "state_dict": {"file": file}}
+        removed = read(file).removed if removed is None else removed
     # whoever asks for a number of classes of their own expects a new classifier where the file has another
     classifier = "unused" if kwargs.get("features_only") else "keep" if kwargs.get("num_classes") is None else "anew"
 
     def construct(**own: Any) -> Model:
-        return remove(model_cls(**own), removed)
+        return remove(model_cls(**own), removed or ())
 
     def convert(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
         state = fit(read(file).weights if file else state_dict, model, classifier)

@@ -1,5 +1,6 @@
 """Models without some of their parts: which can go, and how (Mamba-Shedder, arXiv:2501.17088)."""
 
+import copy
 import logging
 import re
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from ..errors import nearest
 from ..layers import RemovedBlock, RemovedBranch, RemovedScan, ResidualBlock, SelectiveSSM
 
-KINDS = ("block", "branch", "ssm")
+KINDS = ("block", "branch", "ssm", "route")
 _BLOCK = re.compile(r"(^|.*\.)blocks\.\d+")
+_ROUTE = re.compile(r"(?P<ssm>(?P<mixer>.+)\.ssm)\.routes\.(?P<route>\d+)")
 _BRANCHES = {"mixer": "1", "mlp": "2"}  # attribute -> number of its norm, scale and drop path
 
 _logger = logging.getLogger(__name__)
@@ -25,15 +27,20 @@ def removable(model: nn.Module, kind: str | None = None) -> list[str]:
         model: A model of this package.
         kind: "block", whose stream passes unchanged; "branch", mixer or MLP of a block with both, with the norm before
             it; "ssm", the scan of a mixer, whose input takes the place of its output while projections, convolution and
-            gate stay. None for all. A block that changes the map's size is none, nor is a scan of another kind than
-            `SelectiveSSM`.
+            gate stay; "route", one route of such a scan in a mixer that adds its routes, with its parameters. None for
+            all. A block that changes the map's size is none, nor is a scan of another kind than `SelectiveSSM`.
 
     Raises:
         ValueError: an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-    found = ((path, _kind_of(model, path, module)) for path, module in model.named_modules())
+    found: list[tuple[str, str | None]] = []
+    for path, module in model.named_modules():
+        found.append((path, _kind_of(model, path, module)))
+        if found[-1][1] == "ssm" and getattr(model.get_submodule(path.removesuffix(".ssm")), "sums_routes", False):
+            routes = module.kept or range(module.routes)
+            found += [(f"{path}.routes.{i}", "route") for i in routes if module.table_rows > 1]
     return [path for path, part in found if part is not None and kind in (None, part)]
 
 
@@ -52,6 +59,8 @@ def _kind_of(model: nn.Module, path: str, module: nn.Module) -> str | None:
 
 def stand_ins(model: nn.Module, path: str) -> dict[str, nn.Module]:
     """The modules that take the place of a removable part, by their paths."""
+    if route := _ROUTE.fullmatch(path):
+        return {route["mixer"]: _without_route(model.get_submodule(route["mixer"]), int(route["route"]))}
     module = model.get_submodule(path)
     kind = _kind_of(model, path, module)
     if kind == "block":
@@ -61,6 +70,28 @@ def stand_ins(model: nn.Module, path: str) -> dict[str, nn.Module]:
     parent, _, name = path.rpartition(".")
     around = {f"{parent}.{part}{_BRANCHES[name]}": nn.Identity() for part in ("norm", "scale", "drop_path")}
     return {path: RemovedBranch(), **around}
+
+
+def _without_route(mixer: nn.Module, route: int) -> nn.Module:
+    """A mixer like another, sharing all but what a route has of its own."""
+    mixer, ssm = _twin(mixer), _twin(mixer.ssm)
+    kept = ssm.kept or tuple(range(ssm.routes))
+    rows = [row for row, number in enumerate(kept) if number != route]
+    for module in (mixer, ssm):
+        for name in module.route_parameters:
+            whole = getattr(module, name)
+            setattr(module, name, nn.Parameter(whole.detach()[rows], requires_grad=whole.requires_grad))
+    ssm.routes, ssm.kept = len(rows), tuple(number for number in kept if number != route)
+    mixer.ssm = ssm
+    return mixer
+
+
+def _twin(module: Module) -> Module:
+    """A module that shares parameters and children with another until it is given its own."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[name] = dict(module.__dict__[name])
+    return twin
 
 
 def check_removed(model: nn.Module, paths: Sequence[str]) -> None:
@@ -90,6 +121,10 @@ def check_removed(model: nn.Module, paths: Sequence[str]) -> None:
     for block in branches:
         if all(f"{block}.{name}" in every for name in _BRANCHES):
             raise ValueError(f"both branches of {block!r} are removed; remove the block")
+    routes = [match["ssm"] for match in map(_ROUTE.fullmatch, every) if match]
+    for path in set(routes):
+        if routes.count(path) >= model.get_submodule(path).table_rows:
+            raise ValueError(f"all routes of {path!r} are removed; remove {path!r}")
     for parent in {path.rpartition(".")[0] for path in every if _BLOCK.fullmatch(path)}:
         depth = len(model.get_submodule(parent))
         if sum(_BLOCK.fullmatch(path) is not None and path.rpartition(".")[0] == parent for path in every) >= depth:
@@ -124,7 +159,10 @@ def remove(model: Module, paths: Sequence[str]) -> Module:
 
 
 def without_removed(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict under the model's names without what belongs to removed parts; the model's own names stay."""
+    """A state dict under the model's names without what belongs to removed parts; the model's own names stay.
+
+    Of parameters with a row for each route, the rows of removed routes go.
+    """
     prefixes = []
     for path in getattr(model, "removed", ()):
         parent, _, name = path.rpartition(".")
@@ -133,4 +171,24 @@ def without_removed(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str
     kept = {name: value for name, value in state_dict.items() if not name.startswith(tuple(prefixes))}
     if len(kept) < len(state_dict):
         _logger.info("%d entries of the checkpoint belong to removed parts", len(state_dict) - len(kept))
+    for name, ssm in _cut_parameters(model).items():
+        if name in kept and len(kept[name]) == ssm.table_rows:
+            kept[name] = kept[name][list(ssm.kept)]
     return kept
+
+
+def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's state dict, with rows for all routes where some are removed."""
+    cut = _cut_parameters(model)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    return {name: (cut[name].table_rows, *shape[1:]) if name in cut else shape for name, shape in shapes.items()}
+
+
+def _cut_parameters(model: nn.Module) -> dict[str, nn.Module]:
+    """Names of parameters that lack the rows of removed routes, to the scan of those routes."""
+    cut = {}
+    for match in filter(None, map(_ROUTE.fullmatch, getattr(model, "removed", ()))):
+        mixer = model.get_submodule(match["mixer"])
+        for path, module in ((match["mixer"], mixer), (match["ssm"], mixer.ssm)):
+            cut |= {f"{path}.{name}": mixer.ssm for name in module.route_parameters}
+    return cut

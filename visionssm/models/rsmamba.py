@@ -31,6 +31,8 @@ _SEQUENCES = ("raster", "bidirectional")  # orders that do not look at the map
 class PathMixer(MambaMixer):
     """`MambaMixer` of one set of weights, whose paths are not merged."""
 
+    sums_routes = False
+
     def __init__(self, dim: int, d_state: int, dim_inner: int, proj_drop: float, device=None, dtype=None):
         if dim_inner % dim:
             raise ValueError(f"the scan's channels must be a multiple of the tokens', got {dim_inner} and {dim}")

@@ -244,8 +244,9 @@ def create_eval_loader(
     pin_memory: bool = False,
     bad_images: str = "refuse",
     reader: ImageReader | None = None,
+    indices: Sequence[int] | None = None,
 ) -> PrefetchLoader | ExplainedLoader:
-    """Build an evaluation loader; every sample is read once by one of the processes."""
+    """Build an evaluation loader; every sample, or each of `indices`, is read once by one of the processes."""
     world = world or World()
     if isinstance(dataset, IterableDataset):
         stream = create_loader(
@@ -277,7 +278,7 @@ def create_eval_loader(
     loader = DataLoader(
         ReadableImages(dataset, ChannelTransform(transform), bad_images=bad_images, reader=reader),
         batch_size=batch_size,
-        sampler=EvaluationIndices(len(dataset), rank=world.rank, world_size=world.size),
+        sampler=indices or EvaluationIndices(len(dataset), rank=world.rank, world_size=world.size),
         **_worker_options(workers, pin_memory),
     )
     return _on_device(loader, data_config, device)

@@ -1,5 +1,6 @@
 """A trained classifier read back: the model, how its images are prepared, and its class names."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from ...checkpoints import load, read
+from ...checkpoints import RUN_STATE, load, read
 from ...errors import UserError
 from ..data.datasets import names_by_index
 from ..data.images import MAX_PIXELS, ImageReader
@@ -30,6 +31,7 @@ class Classifier:
         from_run: The class names are those of a training run.
         class_map_given: The run was told the class map, so that labels are names of it.
         columns: `input_key` and `target_key` of the run's data.
+        arguments: What the model's constructor was given.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Classifier:
     from_run: bool = False
     class_map_given: bool = False
     columns: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def load_classifier(
@@ -93,15 +96,17 @@ def load_classifier(
     elif found and found.split(".")[0] != name.split(".")[0]:
         raise UserError(f"checkpoint {checkpoint} is of model {found!r}, expected {name!r}")
     kwargs = dict(stored.get("model_kwargs") or {}) | dict(model_kwargs or {})
+    if source and source.removed:
+        kwargs.setdefault("removed", source.removed)
+    arguments = {
+        "in_chans": in_chans or stored.get("in_chans"),
+        "global_pool": stored.get("gp") if global_pool is None else global_pool,
+    } | kwargs
     model = create_model(
         name,
         pretrained=pretrained and not checkpoint,
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
-        **{
-            "in_chans": in_chans or stored.get("in_chans"),
-            "global_pool": stored.get("gp") if global_pool is None else global_pool,
-        }
-        | kwargs,
+        **arguments,
     )
     if source:
         load(source, model)
@@ -127,7 +132,40 @@ def load_classifier(
         class_map is not None,
         facts.get("class_map_given", bool(stored.get("class_map"))),
         facts.get("columns") or {key: stored.get(key) for key in ("input_key", "target_key")},
+        {key: value for key, value in arguments.items() if value is not None},
     )
+
+
+def portable_checkpoint(classifier: Classifier, checkpoint: str | Path | None, weights: str = "auto") -> dict[str, Any]:
+    """What a file holds from which `load_classifier` builds a changed classifier anew, without being told anything.
+
+    Args:
+        classifier: What is stored: its weights, model, preparation of images and classes.
+        checkpoint: The file that it was read from; what a run says of itself there is kept.
+        weights: As for `load_classifier`.
+    """
+    source = read(checkpoint, weights) if checkpoint else None
+    model, config = classifier.model, classifier.data_config
+    kwargs = dict(classifier.arguments)
+    own = {"in_chans": kwargs.pop("in_chans", None), "gp": kwargs.pop("global_pool", None)}
+    if getattr(model, "removed", ()):
+        kwargs["removed"] = list(model.removed)
+    options = dict(source.options) if source else {}
+    options |= own | {"model": classifier.name, "model_kwargs": kwargs, "num_classes": model.num_classes}
+    facts = dict(source.run.get("facts", {})) if source else {}
+    facts |= {
+        "classes": classifier.classes if classifier.from_run else None,
+        "class_map": classifier.class_map if classifier.from_run else None,
+        "data_config": {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()},
+        "image_mode": classifier.reader.mode,
+        "pixel_range": classifier.reader.pixel_range and list(classifier.reader.pixel_range),
+    }
+    return {
+        "arch": classifier.name,
+        "state_dict": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "args": argparse.Namespace(**options),
+        "task_state": {RUN_STATE: {"facts": facts}},
+    }
 
 
 def imagenet_synsets(model: torch.nn.Module) -> dict[str, int] | None:

@@ -1,0 +1,119 @@
+"""The command that removes what matters least, and what reads its files."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from conftest import BASE
+
+from visionssm.commands import predict, shed, train, validate
+from visionssm.engine.inference.classifier import load_classifier
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    options = BASE | {"data-dir": image_folder, "output": folder, "epochs": 1}
+    assert train.main([part for name, value in options.items() for part in (f"--{name}", str(value))]) == 0
+    return folder / "last.pth.tar"
+
+
+@pytest.fixture
+def call(trained, image_folder, tmp_path):
+    def run(output, *more):
+        argv = ["--checkpoint", trained, "--data-dir", image_folder, "--output", tmp_path / output]
+        argv += ["--samples", 12, "--batch-size", 6, "--device", "cpu", *more]
+        return shed.main([str(value) for value in argv])
+
+    return run
+
+
+def test_search_goes_on_where_it_stopped(call, tmp_path, capsys):
+    chosen = ["--kind", "ssm", "--candidates", "stages.0.blocks.0.mixer.ssm", "stages.1.blocks.0.mixer.ssm"]
+    assert call("parts", *chosen, "--steps", 1) == 0
+    first = json.loads((tmp_path / "parts" / "shedding.json").read_text())
+    assert call("parts", *chosen, "--steps", 2) == 0
+    found = json.loads((tmp_path / "parts" / "shedding.json").read_text())
+    assert found["steps"][:1] == first["steps"] and len(found["removed"]) == 2
+    assert call("whole", *chosen, "--steps", 2) == 0
+    again = json.loads((tmp_path / "whole" / "shedding.json").read_text())
+    assert again["steps"] == found["steps"] and again["removed"] == found["removed"]
+    rows = list(csv.DictReader((tmp_path / "parts" / "table.csv").open()))
+    assert [row["removed"] for row in rows] == ["", *found["removed"]]
+    assert float(rows[2]["gmacs"]) < float(rows[1]["gmacs"]) < float(rows[0]["gmacs"])
+    assert float(rows[2]["param_count_m"]) < float(rows[0]["param_count_m"])
+    assert (tmp_path / "parts" / "table.md").read_text().count("\n") == 5
+    capsys.readouterr()
+    assert call("parts", *chosen, "--steps", 2, "--seed", 1) == 2
+    assert "seed 0" in capsys.readouterr().err
+    (tmp_path / "parts" / "shedding.json").write_text("{}")
+    assert call("parts", *chosen, "--steps", 2) == 2
+    assert "no record" in capsys.readouterr().err
+
+
+def test_pruned_file_needs_no_argument(call, run, image_folder, tmp_path, capsys):
+    """It says what it lacks to create_model, to the tools, and to a run that tunes it and is then pruned again."""
+    budget = [
+        "--kind",
+        "route",
+        "--steps",
+        2,
+        "--candidates",
+        *(f"stages.2.blocks.0.mixer.ssm.routes.{i}" for i in (0, 3)),
+    ]
+    assert call("parts", *budget, "--budget-gmacs", 0) == 0
+    assert "not reached" in capsys.readouterr().out
+    path = tmp_path / "parts" / "pruned.pth"
+    data = ["--data-dir", str(image_folder), "-j", "0", "--device", "cpu", "--results-file", str(tmp_path / "r.json")]
+    assert validate.main(["--checkpoint", str(path), *data]) == 0
+    row = json.loads((tmp_path / "r.json").read_text())[0]
+    table = list(csv.DictReader((tmp_path / "parts" / "table.csv").open()))
+    assert row["loss"] == pytest.approx(float(table[-1]["loss"]), abs=1e-4)
+    assert predict.main([str(image_folder / "validation"), "--checkpoint", str(path), "--device", "cpu"]) == 0
+    removed = ("stages.2.blocks.0.mixer.ssm.routes.0", "stages.2.blocks.0.mixer.ssm.routes.3")
+    classifier = load_classifier(None, path)
+    assert set(classifier.model.removed) == set(removed) and classifier.classes == ["circle", "cross", "stripes"]
+    overlay = {"file": str(path)}
+    model = timm.create_model("test_vmamba", num_classes=3, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), classifier.model(x))
+    for option in ("pretrained_path", "initial_checkpoint"):
+        assert run(option, epochs=1, **{option: path}) == 0
+        tuned = load_classifier(None, tmp_path / option / "last.pth.tar")
+        assert set(tuned.model.removed) == set(removed)
+    argv = [
+        "--checkpoint",
+        tmp_path / "pretrained_path" / "last.pth.tar",
+        "--data-dir",
+        image_folder,
+        "--device",
+        "cpu",
+    ]
+    argv += [
+        "--output",
+        tmp_path / "more",
+        "--kind",
+        "ssm",
+        "--samples",
+        4,
+        "--candidates",
+        "stages.1.blocks.0.mixer.ssm",
+    ]
+    assert shed.main([str(value) for value in argv]) == 0
+    assert len(load_classifier(None, tmp_path / "more" / "pruned.pth").model.removed) == 3
+    assert run("continued", resume=path) == 2
+    assert "--pretrained-path" in capsys.readouterr().err
+
+
+def test_bad_options(call, capsys):
+    for more, message in [
+        (["--candidates", "stages.9"], "no block"),
+        (["--steps", 99], "99 steps"),
+        (["--samples", 0], "--samples"),
+        (["--split", "nowhere"], "nowhere"),
+    ]:
+        assert call("bad", *more) == 2, more
+        assert message in capsys.readouterr().err
