@@ -52,7 +52,7 @@ def hidden_attention(
     matrix = parts.matrices(with_skip)
     if with_conv:
         conv = convs[0]
-        matrix = (matrix * torch.sigmoid(_steps_first(conv.output))[:, :, :, None]) @ _taps(
+        matrix = (matrix * torch.sigmoid(_steps_first(_before_silu(conv)))[:, :, :, None]) @ _taps(
             conv.arguments, parts.length
         )
     matrix = parts.by_token(matrix)
@@ -256,6 +256,11 @@ def _rows_and_gradients(
     return rows, [stream.grad[0] for stream in streams], model.patch_embed.grid_size(*image.shape[2:])
 
 
+def _before_silu(conv: ScanCall) -> Tensor:
+    """What the convolution of a Mamba mixer gives to its SiLU."""
+    return causal_conv1d(**conv.arguments | {"activation": None})
+
+
 def _class_row(arguments: dict[str, Any], released: bool) -> Tensor:
     """(d, L): tokens before the class token by the forward route, those after it by the backward one; 0 at itself."""
     steps = _Steps(arguments)
@@ -269,7 +274,7 @@ def _class_row(arguments: dict[str, Any], released: bool) -> Tensor:
 def _unified_row(arguments: dict[str, Any], conv: ScanCall, gate: Tensor) -> Tensor:
     """(d, L): the class token's row of both routes' unified matrices, added."""
     steps = _Steps(arguments)
-    matrix = steps.matrices(False) * torch.sigmoid(_steps_first(conv.output))[:, :, :, None]
+    matrix = steps.matrices(False) * torch.sigmoid(_steps_first(_before_silu(conv)))[:, :, :, None]
     matrix = steps.by_token(matrix @ _taps(conv.arguments, steps.length))[0].sum(0)
     middle = (steps.length - 1) // 2
     return matrix[:, middle] * gate[0, middle, :, None]

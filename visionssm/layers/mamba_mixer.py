@@ -77,7 +77,7 @@ class MambaMixer(nn.Module):
         """Mix the tokens (b, L, d) of a map of height x width."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
         order = self.order(height, width, x.device)
-        u = self.act(causal_conv1d(u, self.conv_weight, self.conv_bias, self.ssm.rows(order)))
+        u = causal_conv1d(u, self.conv_weight, self.conv_bias, self.ssm.rows(order), activation="silu")
         gate = self.act(z)
         if self.route_gate is None:
             # every route has the same gate, so the merged routes are gated once

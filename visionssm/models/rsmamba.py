@@ -42,7 +42,7 @@ class PathMixer(MambaMixer):
     def forward(self, x: Tensor, order: Tensor) -> Tensor:  # type: ignore[override]
         """Tokens (b, L, d) and a scan table (k, L) to what each path makes of them, (b, L, k, d)."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.act(causal_conv1d(u, self.conv_weight, self.conv_bias, order))
+        u = causal_conv1d(u, self.conv_weight, self.conv_bias, order, activation="silu")
         y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
         return self.proj_drop(self.out_proj(y * self.act(z).unsqueeze(2)))
 

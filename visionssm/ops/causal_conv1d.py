@@ -1,16 +1,28 @@
 """Depthwise causal convolution along scan orders."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from .conv_backend import Conv
+from .conv_backends import Convolve, choose_conv_backend
 from .tables import check_table
 
 
-def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    order: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
     """Depthwise causal convolution along each route's steps (Mamba, arXiv:2312.00752, figure 3; Vim's two directions).
 
     out[t] = bias + sum_j weight[..., W - 1 - j] * x[order[t - j]], with zeros before the start and at entries of -1.
+
+    On a GPU one Triton kernel does it; VISIONSSM_BACKEND=portable leaves it to PyTorch's operators, as compiled models
+    do.
 
     Args:
         x: Tokens, (b, L, d), or (b, L, k, d) with one input per route; float32, bfloat16, float16 or float64. In the
@@ -18,16 +30,21 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
         weight: Taps, (d, W), or (k, d, W) per route.
         bias: (d,) or (k, d).
         order: Integer table (k, T): the token read at each step, -1 for a zero token; None scans tokens as stored.
+        activation: "silu" applies the SiLU to the sum before it is rounded; None leaves it.
 
     Returns:
         Stored by step: (b, T, k, d) if `order` is given or `x` or `weight` has a route axis, else (b, L, d); x's dtype.
 
     Raises:
-        ValueError: shapes or routes disagree, or the table has an entry out of range.
+        ValueError: shapes or routes disagree, the table has an entry out of range, or the activation is unknown.
         TypeError: the table is not an integer tensor.
     """
     if has_torch_function_variadic(x, weight):
-        return handle_torch_function(causal_conv1d, (x, weight), x, weight, bias=bias, order=order)
+        return handle_torch_function(
+            causal_conv1d, (x, weight), x, weight, bias=bias, order=order, activation=activation
+        )
+    if activation not in (None, "silu"):
+        raise ValueError(f"unknown activation {activation!r}; expected 'silu' or None")
     if x.ndim not in (3, 4) or weight.ndim not in (2, 3):
         raise ValueError(
             f"x must be (b, L, [k,] d) and weight ([k,] d, W), got {tuple(x.shape)} and {tuple(weight.shape)}"
@@ -37,16 +54,36 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
     if bias is not None and bias.shape[-1] != x.shape[-1]:
         raise ValueError(f"bias has {bias.shape[-1]} channels but x has {x.shape[-1]}")
     plain = order is None and x.ndim == 3 and weight.ndim == 2
-    if not plain:
-        x = x.unsqueeze(2) if x.ndim == 3 else x
-        sizes = {"x": x.shape[2], "weight": weight.shape[0] if weight.ndim == 3 else 1}
+    x = x.unsqueeze(2) if x.ndim == 3 else x
+    weight = weight if weight.ndim == 3 else weight.unsqueeze(0)
+    bias = bias if bias is None or bias.ndim == 2 else bias.unsqueeze(0)
+    sizes = {"x": x.shape[2], "weight": weight.shape[0]}
+    if order is not None:
+        sizes["order"] = order.shape[0]
+    if bias is not None:
+        sizes["bias"] = bias.shape[0]
+    routes = max(sizes.values())
+    if any(s not in (1, routes) for s in sizes.values()) or sizes.get("order", routes) != routes:
+        raise ValueError(f"the numbers of routes disagree: {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+    if order is not None:
+        if order.ndim != 2:
+            raise ValueError(f"order must be (routes, steps), got shape {tuple(order.shape)}")
+        if order.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"order must be int32 or int64, got {order.dtype}")
+    conv = Conv(x, weight, bias, order, activation == "silu", routes)
+    backend = choose_conv_backend(x)
+    if backend is None:
+        out = _formula(conv)
+    else:
         if order is not None:
-            sizes["order"] = order.shape[0]
-        if bias is not None:
-            sizes["bias"] = bias.shape[0] if bias.ndim == 2 else 1
-        routes = max(sizes.values())
-        if any(s not in (1, routes) for s in sizes.values()) or sizes.get("order", routes) != routes:
-            raise ValueError(f"the numbers of routes disagree: {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+            check_table(order, x.shape[1])
+        out = Convolve.apply(backend, _formula, *conv)
+    return out.squeeze(2) if plain else out
+
+
+def _formula(conv: Conv) -> Tensor:
+    """The definition in PyTorch's operators, (b, T, k, d)."""
+    x, weight, bias, order, silu, _ = conv
     if order is not None:
         x = _gather(x, order)
     dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
@@ -60,15 +97,11 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None, order: 
             out[:, j:].addcmul_(x[:, :-j], taps[-1 - j])
         else:
             out[:, j:].add_(x[:, :-j] * taps[-1 - j])
-    return out.to(dtype)
+    return (F.silu(out) if silu else out).to(dtype)
 
 
 def _gather(x: Tensor, order: Tensor) -> Tensor:
     """x (b, L, 1 or k, d) as scanned, (b, T, k, d); entries of -1 read zeros."""
-    if order.ndim != 2:
-        raise ValueError(f"order must be (routes, steps), got shape {tuple(order.shape)}")
-    if order.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"order must be int32 or int64, got {order.dtype}")
     if torch.compiler.is_compiling() or order.is_meta:
         padded = True  # a traced program cannot look at the table
     else:

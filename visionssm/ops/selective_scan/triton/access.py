@@ -2,6 +2,7 @@
 
 Offsets within an image are 32-bit where they fit (WIDE false, decided by the host); the image's own offset never is.
 Steps beyond the end read the last step's rows again: the caller gives them no weight, and loads need no mask for them.
+An order table goes on with each route's last entry for AHEAD steps, so its reads need no clamp.
 """
 
 import triton
@@ -9,15 +10,18 @@ import triton.language as tl
 
 from .mathematics import LOG2E, rows
 
+AHEAD: tl.constexpr = tl.constexpr(32)  # entries after a route's last that may be read: two turns of the longest kind
+
 
 @triton.jit
 def load_tokens(order, t0, steps, TURN: tl.constexpr):
     """The token of each step of the turn, -1 for a zero token; without an order the step itself."""
     tokens = ()
     for i in tl.static_range(TURN):
-        t = tl.minimum(t0 + i, steps - 1)
         if order is not None:
-            t = tl.load(order + t)
+            t = tl.load(order + t0 + i)
+        else:
+            t = tl.minimum(t0 + i, steps - 1)
         tokens = tokens + (t,)
     return tokens
 
@@ -72,10 +76,12 @@ def load_rank_tile(
 ):
     """Sixteen rows of a low-rank delta from step t0 on, (16, RANKS)."""
     r = tl.arange(0, RANKS)
-    t = tl.minimum(t0 + tl.arange(0, 16), steps - 1)
-    token = t
+    t = t0 + tl.arange(0, 16)
     if order is not None and not BY_STEP:
         token = tl.load(order + t)
+    else:
+        t = tl.minimum(t, steps - 1)
+        token = t
     at = delta + row_offset(token, t, stride, BY_STEP, WIDE)[:, None] + r[None, :]
     mask = (r < RANK)[None, :]
     if PADDED and not BY_STEP:

@@ -41,14 +41,14 @@ def softplus2(z, LOG: tl.constexpr):
 
     LOG chooses the logarithm: "polynomial" keeps small values relatively exact, on the FMA pipe; "ptx" and "log2" are
     shorter and lose relative accuracy below about 1e-3, where bfloat16 and float16 inputs have lost it before. "none"
-    leaves z as it is: a scan without softplus.
+    leaves z as it is: a scan without softplus. NaN stays NaN: minima and maxima of a GPU would drop it.
     """
     if LOG == "none":
         return z
     elif LOG == "polynomial":
         return tl.maximum(z, 0.0) + log2_of_one_plus(tl.exp2(-tl.abs(z)))
     else:
-        return tl.maximum(z, log2_approx(1.0 + tl.exp2(tl.minimum(z, 64.0)), LOG == "ptx"))
+        return tl.where(z < 64.0, log2_approx(1.0 + tl.exp2(z), LOG == "ptx"), z)
 
 
 @triton.jit

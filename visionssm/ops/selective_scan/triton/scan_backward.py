@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from .access import load_logits, load_rank_tile, load_rows, load_tokens, row_offset
+from .access import AHEAD, load_logits, load_rank_tile, load_rows, load_tokens, row_offset
 from .mathematics import LN2, LOG2E, advance, columns, softplus2
 
 
-@triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "rows"])
+@triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "du_rows", "rows"])
 def selective_scan_bwd_kernel(
     grad,
     u,
@@ -135,7 +135,7 @@ def selective_scan_bwd_kernel(
             C_lanes = C + route * C_k
         token_of = None
         if order is not None:
-            token_of = order + route * steps
+            token_of = order + route * (steps + AHEAD)
 
         if N == 1:
             a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
@@ -367,7 +367,7 @@ def selective_scan_bwd_kernel(
                     t = t0 + tl.arange(0, 16)
                     token = t
                     if order is not None:
-                        token = tl.load(token_of + tl.minimum(t, steps - 1))
+                        token = tl.load(token_of + t)
                     written = (tl.arange(0, 16) < TURN) & (t < steps)
                     if PADDED and not BY_STEP:
                         written = written & (token >= 0)

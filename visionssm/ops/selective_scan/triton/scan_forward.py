@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .access import load_logits, load_row, load_rows, load_tokens, row_offset
+from .access import AHEAD, load_logits, load_row, load_rows, load_tokens, row_offset
 from .mathematics import LOG2E, advance, softplus2
 
 
@@ -75,7 +75,7 @@ def selective_scan_fwd_kernel(
     N). STATES, RANKS: N and RANK up to a power of two.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
-    AHEAD: tl.constexpr = 8 if N == 1 else 1  # rows of sums waiting in registers
+    WAITING: tl.constexpr = 8 if N == 1 else 1  # rows of sums waiting in registers
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
@@ -107,7 +107,7 @@ def selective_scan_fwd_kernel(
             C_lanes = C + route * C_k
         token_of = None
         if order is not None:
-            token_of = order + route * steps
+            token_of = order + route * (steps + AHEAD)
 
         if N == 1:
             a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
@@ -175,9 +175,9 @@ def selective_scan_fwd_kernel(
                 t = t0 + i
                 live = t < steps
                 if WALK > 1:
-                    if i % AHEAD == 0:
+                    if i % WAITING == 0:
                         earlier = ()  # sums of the routes walked before
-                        for j in tl.static_range(AHEAD):
+                        for j in tl.static_range(WAITING):
                             earlier = earlier + (
                                 load_row(
                                     out, out_s, tokens[i + j], t + j, steps, inside & (walked > 0), False, PADDED, WIDE
@@ -206,7 +206,7 @@ def selective_scan_fwd_kernel(
                     if D is not None:
                         y += skip * x_i
                     if WALK > 1:
-                        y += earlier[i % AHEAD].to(tl.float32)
+                        y += earlier[i % WAITING].to(tl.float32)
                     if PADDED:
                         seen = tokens[i] >= 0
                         if OUT_BY_STEP:
