@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..ops import selective_scan
+from ..ops import causal_conv1d, selective_scan
 from .receptive_field import _frozen
 from .relevance import _BILINEAR, _GATES, _PRODUCTS, _REFUSED
 
@@ -177,6 +177,9 @@ class _Mode(TorchFunctionMode):
         if not data:
             return func(*args, **kwargs)
         x = args[0] if args else data[0]
+        if func is causal_conv1d and kwargs.get("activation"):
+            out = self.__torch_function__(func, types, args, kwargs | {"activation": None})
+            return self.__torch_function__(F.silu, types, (out,))
         if func in (F.silu, F.gelu, F.relu, torch.relu, torch.Tensor.relu):
             at_zero = 0.0 if "relu" in func.__name__ else 0.5
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..ops import (
+    causal_conv1d,
     causal_ssd,
     noncausal_ssd,
     quasi_separable_ssd,
@@ -163,6 +164,9 @@ class _Rules(TorchFunctionMode):
         data = [value for value in (*args, *kwargs.values()) if _is_data(value)]
         if not data or not self.rules:
             return func(*args, **kwargs)
+        if func is causal_conv1d and kwargs.get("activation"):
+            out = func(*args, **kwargs | {"activation": None})
+            return self.__torch_function__(F.silu, types, (out,))
         power = func in _POWERS and not isinstance(args[1], Tensor) and args[1] > 0
         if "activation" in self.rules and (func in _ACTIVATIONS or power):
             x = args[0]

@@ -105,7 +105,7 @@ class ChannelMixer(nn.Module):
         """Sequences of numbers (b, length) to (b, length), in the parameters' dtype."""
         length = u.shape[1]
         order = scan_table("bidirectional", 1, length, u.device)
-        u = self.act(causal_conv1d(u.unsqueeze(2), self.conv_weight, self.conv_bias, order))
+        u = causal_conv1d(u.unsqueeze(2), self.conv_weight, self.conv_bias, order, activation="silu")
         return self.ssm(u, order, num_tokens=length, by_step=True).squeeze(2)
 
     def forward(self, x: Tensor) -> Tensor:
