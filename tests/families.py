@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import pytest
 import timm
 
 import visionssm
@@ -35,3 +36,11 @@ def is_plain(name: str) -> bool:
 def at_size(name: str, size: int) -> dict:
     """Arguments that build a model for a size, if it is built for one: position embeddings are not resampled then."""
     return {"img_size": size} if hasattr(_model(name), "set_input_size") else {}
+
+
+FEW = ("test_vmamba", next(filter(is_plain, PICO)))  # the demo's model, and a plain one
+
+
+def mostly_slow(names) -> list:
+    """Parameters of a costly test of what all families share: those outside `FEW` are slow."""
+    return [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in names]

@@ -13,6 +13,7 @@ from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import create_optimizer_v2
 
 import visionssm
+from tests.families import mostly_slow
 from visionssm._timm_compat import reinit_non_persistent_buffers
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -205,29 +206,6 @@ class TestPico:
         with torch.no_grad():
             assert torch.isfinite(model.eval()(image(name))).all()
 
-    @pytest.mark.slow  # the step below compiles the same forward
-    def test_compile(self, name):
-        model = make(name).eval()
-        torch._dynamo.reset()
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        x = image(name)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(x), model(x))
-
-    def test_compile_training_step(self, name):
-        torch._dynamo.reset()
-        model = make(name).eval()
-        x = image(name)
-        expected = model(x)
-        expected.square().mean().backward()
-        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
-        model.zero_grad()
-        actual = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
-        actual.square().mean().backward()
-        torch.testing.assert_close(actual, expected)
-        actual_grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-        torch.testing.assert_close(actual_grads, grads, atol=1e-6, rtol=1e-4)
-
     def test_export(self, name):
         model = make(name).eval()
         x = image(name)
@@ -301,3 +279,29 @@ class TestPico:
         out = model.checkpoint_filter_fn(dict(state), model)
         assert list(out) == list(state)
         assert all(torch.equal(out[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize("name", mostly_slow(PICO))
+def test_compile(name):
+    model = make(name).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = image(name)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("name", mostly_slow(PICO))
+def test_compile_training_step(name):
+    torch._dynamo.reset()
+    model = make(name).eval()
+    x = image(name)
+    expected = model(x)
+    expected.square().mean().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    actual = torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    actual.square().mean().backward()
+    torch.testing.assert_close(actual, expected)
+    actual_grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    torch.testing.assert_close(actual_grads, grads, atol=1e-6, rtol=1e-4)

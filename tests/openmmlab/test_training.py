@@ -22,7 +22,7 @@ from mmengine.logging import HistoryBuffer  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from tests.families import PICO, at_size, is_plain  # noqa: E402
+from tests.families import PICO, at_size, is_plain, mostly_slow  # noqa: E402
 from visionssm.digits.scenes import write_scenes  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab import launching  # noqa: E402
@@ -41,8 +41,7 @@ def trains_here(name):
     return not bound and (set(levels) == {16} or levels == [4, 8, 16, 32])
 
 
-FEW = ("test_vmamba", next(filter(is_plain, PICO)))  # the demo's model, and a plain one
-DENSE = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in filter(trains_here, PICO)]
+DENSE = mostly_slow(filter(trains_here, PICO))
 DETECTION = ROOT / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"
 SEGMENTATION = ROOT / "configs/segmentation/digits/upernet_test_vmamba_digits.py"
 
