@@ -74,14 +74,23 @@ def fit(weights: Mapping[str, Any], model: nn.Module, classifier: str = "keep") 
     return {k: v for k, v in state.items() if k not in names}
 
 
-def load(checkpoint: Checkpoint, model: nn.Module) -> None:
+def load(checkpoint: Checkpoint, model: nn.Module, classifier: str = "keep") -> None:
     """Fill a model from a file, in any layout that its class knows, completely or not at all.
+
+    Args:
+        checkpoint: What was read.
+        model: The model.
+        classifier: As for `fit`; where it begins anew, the model's own stays.
 
     Raises:
         CheckpointError: the file does not fill it; the message lists how.
     """
     try:
-        state = fit(checkpoint.weights, model)
+        state = fit(checkpoint.weights, model, classifier)
+        if classifier != "keep":
+            state = {
+                name: value for name, value in model.state_dict().items() if name in classifier_names(model)
+            } | state
         check_same(state, model.state_dict(), f"it is not one of {_name(model)}")
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not fit the model: {error}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 WEIGHTS = ("auto", "raw", "ema")
+RUN_FILES = ("model_best.pth.tar", "last.pth.tar")  # of a training's folder
 RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one of this package's training
 # "network_weights" as nnU-Net writes it, "params" and "params_ema" as BasicSR
 _RAW = ("state_dict", "model", "net", "network_weights", "params")
@@ -65,6 +66,22 @@ class Checkpoint:
         return tuple(map(str, said)) if isinstance(said, list | tuple) else ()
 
 
+def of_run(path: str | os.PathLike) -> Path:
+    """Return the checkpoint that a run's folder stands for, its best one, else its last; a file stands for itself.
+
+    Raises:
+        CheckpointError: a folder has neither.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = next((file for name in RUN_FILES if (file := path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"folder {path} is none of a run: it holds neither {' nor '.join(RUN_FILES)}")
+    _logger.info("checkpoint: %s", found)
+    return found
+
+
 def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
     """Read a file of torch.save or safetensors; nothing in it is executed.
 
@@ -75,7 +92,7 @@ def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
     converter.
 
     Args:
-        path: `.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`.
+        path: `.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` or `.safetensors`; or a run's folder, which means its best.
         weights: "auto"; or "raw" or "ema" for these alone.
 
     Raises:
@@ -83,9 +100,10 @@ def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
             weights of the kind.
         ValueError: `weights` is none of the three.
     """
+    path = of_run(path)
     content = read_content(path)
     try:
-        return Checkpoint(Path(path), unwrap(content, weights), content)
+        return Checkpoint(path, unwrap(content, weights), content)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from error
 

@@ -1,11 +1,13 @@
 """The command line of `tools/train.py`: timm's flag names with timm's defaults, and a recipe file below it."""
 
 import argparse
+from pathlib import Path
 
 from ..engine.data.limits import MAX_PIXELS
 from ..errors import UserError
 from ._parser import CommandParser, KeyValues, command_parser
 from ._recipes import apply_recipe
+from ._vocabulary import add_options, int_or_auto
 
 
 def build_parser() -> CommandParser:
@@ -48,6 +50,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"two data folders given: {args.data} and --data-dir {args.data_dir}")
     args.data_dir = args.data_dir or args.data
     del args.data
+    if args.labels and args.data_dir and Path(args.labels).resolve().is_relative_to(Path(args.data_dir).resolve()):
+        args.labels = Path(args.labels).resolve().relative_to(Path(args.data_dir).resolve()).as_posix()
+    if args.scan:
+        args.model_kwargs = {**args.model_kwargs, "scan": args.scan}
+    del args.scan, args.debug
     if args.in_chans is None and args.input_size is not None:
         args.in_chans = args.input_size[0]
     return args
@@ -56,40 +63,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def _add_data(group) -> None:
     add = group.add_argument
     add("data", nargs="?", metavar="DIR", help="the same as --data-dir, as timm takes it")
-    add("--data-dir", metavar="DIR", help="data set folder, with train and validation inside for an image folder")
-    add(
-        "--dataset",
-        metavar="NAME",
-        default="",
-        help="'' for an image folder or tar, or torch/, wds/, hfds/, hfids/, tfds/",
-    )
+    add_options(group, "data-dir", "dataset")
     add("--train-split", metavar="NAME", default="train", help="training split")
     add("--val-split", metavar="NAME", default="validation", help="validation split")
     add("--train-num-samples", type=int, metavar="N", help="samples in the training split, for streamed data sets")
     add("--val-num-samples", type=int, metavar="N", help="samples in the validation split, for streamed data sets")
     add("--dataset-download", action="store_true", help="let torch/, hfids/ and tfds/ data sets download")
-    add("--class-map", metavar="FILE", default="", help="text file: class name to index")
-    add(
-        "--input-img-mode",
-        metavar="MODE",
-        help="8-bit Pillow mode that images are converted to; L, LA, RGB or RGBA by --in-chans 1 to 4",
-    )
+    add_options(group, "labels", "val-fraction", "class-map", "input-img-mode")
     add_image_limits(group)
-    add("--input-key", metavar="KEY", help="key of the image in a streamed data set")
-    add("--target-key", metavar="KEY", help="key of the label in a streamed data set")
+    add_options(group, "input-key", "target-key")
     add("--epoch-repeats", type=float, default=0.0, metavar="N", help="repeats of a streamed data set per epoch")
-    add(
-        "--bad-images",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="on an image that cannot be read: stop and name it, or name it and go on without it",
-    )
+    add_options(group, "bad-images")
     add(
         "--balanced-sampling",
         action="store_true",
         help="draw images so that an epoch sees every class as often, with replacement",
     )
-    add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes per training process")
+    add_options(group, "workers", help="loader processes per training process; auto: one per core, at most 4")
     add("--pin-mem", action="store_true", help="pin host memory for faster copies to a GPU")
 
 
@@ -114,40 +104,30 @@ def add_image_limits(group) -> None:
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--model", metavar="NAME", default="resnet50", help="any timm model name, ours included")
-    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
-    add("--pretrained", action="store_true", help="start from the published weights")
+    add_options(group, "model", default="resnet50")
+    add_options(group, "model-kwargs", "scan", "pretrained")
     add("--pretrained-path", metavar="FILE", help="start from this file as if it were the published weights")
-    add("--initial-checkpoint", metavar="FILE", default="", help="start from the weights of an earlier run")
-    add("--num-classes", type=int, metavar="N", help="classes; counted in the image folder when not given")
-    add("--gp", metavar="POOL", help="global pooling type")
-    add("--in-chans", type=int, metavar="N", help="input channels")
-    add("--img-size", type=int, metavar="N", help="height and width of the input")
+    add("--initial-checkpoint", metavar="PATH", default="", help="start from the weights of an earlier run")
+    add_options(group, "num-classes", "gp", "in-chans", "img-size")
     add("--input-size", nargs=3, type=int, metavar="N", help="channels, height, width of the input")
-    add("--crop-pct", type=float, metavar="X", help="evaluation: crop size / resized size")
-    add("--crop-mode", metavar="NAME", help="evaluation crop: center, squash or border")
-    add("--mean", nargs="+", type=float, metavar="X", help="mean of the input channels, 0 to 1")
-    add("--std", nargs="+", type=float, metavar="X", help="deviation of the input channels, 0 to 1")
-    add("--interpolation", metavar="NAME", default="", help="evaluation resampling")
-    add("-b", "--batch-size", type=int, default=128, metavar="N", help="images per step and process")
+    add_options(group, "crop-pct", "crop-mode", "mean", "std", "interpolation")
+    add_options(
+        group, "batch-size", type=int_or_auto, default=128, help="images per step and process; auto: by the images"
+    )
     add(
         "-vb", "--validation-batch-size", type=int, metavar="N", help="evaluation batch size; --batch-size if not given"
     )
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="steps per optimizer update")
-    add("--grad-checkpointing", action="store_true", help="recompute activations in the backward pass")
-    add("--channels-last", action="store_true", help="channels-last memory format")
+    add_options(group, "grad-checkpointing", "channels-last")
     add("--fast-norm", action="store_true", help="normalisation layers in low precision under AMP")
     add("--head-init-scale", type=float, metavar="X", help="factor on the classifier's initial weights")
     add("--head-init-bias", type=float, metavar="X", help="initial bias of the classifier")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
-    add("--torchcompile-mode", metavar="MODE", help="torch.compile mode")
+    add_options(group, "torchcompile", "torchcompile-mode")
 
 
 def _add_device(group) -> None:
     add = group.add_argument
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--amp", action="store_true", help="mixed precision")
-    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="lower precision of AMP")
+    add_options(group, "device", "amp", "amp-dtype")
     add("--no-ddp-bb", action="store_true", help="do not broadcast buffers in DDP")
     add("--dist-backend", metavar="NAME", help="nccl or gloo; by the device when not given")
     add("--dist-timeout", type=float, default=600.0, metavar="SECONDS", help="wait for a silent peer before giving up")
@@ -178,7 +158,7 @@ def _add_schedule(group) -> None:
         "--sched", metavar="NAME", default="cosine", help="cosine, step, multistep, poly, tanh, plateau, wsd, none, ..."
     )
     add("--sched-on-updates", action="store_true", help="change the learning rate after every update, not every epoch")
-    add("--epochs", type=int, default=300, metavar="N", help="epochs")
+    add("--epochs", type=int_or_auto, default=300, metavar="N", help="epochs; auto: 10 to 50, fewer of more images")
     add("--start-epoch", type=int, metavar="N", help="first epoch, overriding a resumed checkpoint")
     add("--warmup-epochs", type=int, default=5, metavar="N", help="warm-up epochs")
     add("--warmup-lr", type=float, default=1e-5, metavar="X", help="learning rate that the warm-up starts from")
@@ -291,8 +271,7 @@ def _add_run(group) -> None:
     add("--overwrite", action="store_true", help="replace an earlier run in the same folder")
     add("--resume", metavar="auto|FILE", default="", help="continue; auto: the newest readable checkpoint")
     add("--no-resume-opt", action="store_true", help="resume the weights without optimizer and progress")
-    add("--seed", type=int, default=42, metavar="N", help="seed of all random numbers")
-    add("--log-interval", type=int, default=50, metavar="N", help="updates between log lines")
+    add_options(group, "seed", "log-interval")
     add("--val-interval", type=int, default=1, metavar="N", help="epochs between evaluations")
     add("--recovery-interval", type=int, default=0, metavar="N", help="updates between checkpoints in an epoch; 0 none")
     add("--checkpoint-hist", type=int, default=10, metavar="N", help="epoch checkpoints kept, best first")

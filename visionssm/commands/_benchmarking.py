@@ -92,12 +92,14 @@ def benchmark(
     model, name = classifier.model, classifier.name
     channels, _, own = classifier.data_config["input_size"]
     size = size or own
+    kwargs = {**args.model_kwargs, **({"scan": args.scan} if args.scan else {})}
     row: dict[str, Any] = {
         "model": name,
+        "model_kwargs": " ".join(f"{key}={value}" for key, value in kwargs.items()),
         "bench": mode,
         "batch_size": batch,
         "img_size": size,
-        "precision": args.precision,
+        "precision": precision_name(args),
         "device": device.type,
     }
     try:
@@ -105,8 +107,8 @@ def benchmark(
     except (RuntimeError, ValueError, AssertionError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"{name} does not run at {size} pixels: {message}") from error
-    dtype = getattr(torch, args.precision, torch.float32)
-    lower = {"amp": "float16", "amp_bfloat16": "bfloat16"}.get(args.precision)
+    dtype = getattr(torch, args.model_dtype) if args.model_dtype else torch.float32
+    lower = args.amp_dtype if args.amp else None
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)
@@ -131,6 +133,11 @@ def benchmark(
     return (
         row | result | {"param_count_m": round(cost.parameters / 1e6, 3), "gmacs": round(cost.multiply_adds / 1e9, 4)}
     )
+
+
+def precision_name(args: argparse.Namespace) -> str:
+    """Return what a row calls the precision: that of the weights, and what autocast lowers it to."""
+    return f"{args.model_dtype or 'float32'}{f', amp {args.amp_dtype}' if args.amp else ''}"
 
 
 def model_names(args: argparse.Namespace) -> list[str | None]:
@@ -165,5 +172,5 @@ def plot(rows: Sequence[dict[str, Any]], args: argparse.Namespace, device: torch
     what = {"inference": "Inference", "train": "Training step", "both": "Inference and training step"}[args.bench]
     known = [name for name in ("batch_size", "img_size") if len({row[name] for row in rows}) == 1]
     note = "".join(f", {rows[0][name]} {unit[name]}" for name in known)
-    draw_lines(lines, swept, axis, panels, args.plot, f"{what} on {device.type}, {args.precision}{note}")
+    draw_lines(lines, swept, axis, panels, args.plot, f"{what} on {device.type}, {precision_name(args)}{note}")
     print(f"picture: {args.plot}")

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ..engine.reports.plots import draw_confusion
 from ..engine.reports.progress import Progress
 from ..engine.reports.rows import write_rows
 from ..errors import UserError
+from . import _auto
 
 
 def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
         dataset,
         config,
         batch_size=args.batch_size,
-        workers=args.workers,
+        workers=_auto.workers(args.workers),
         device=device,
         pin_memory=device.type == "cuda",
         bad_images=args.bad_images,
@@ -113,7 +115,7 @@ def open_split(classifier: Classifier, args: argparse.Namespace) -> tuple[torch.
         "target_key": args.target_key or columns.get("target_key"),
     }
     if args.dataset in ("", "folder"):
-        options = {"batch_size": args.batch_size}
+        options = {"batch_size": args.batch_size} | own_images(classifier, args)
     place = (args.dataset, args.data_dir, args.split)
     total = classifier.model.num_classes
     if args.class_map:
@@ -134,6 +136,16 @@ def open_split(classifier: Classifier, args: argparse.Namespace) -> tuple[torch.
             "give --class-map or the right --checkpoint"
         )
     return dataset, names
+
+
+def own_images(classifier: Classifier, args: argparse.Namespace) -> dict[str, Any]:
+    """Return how images are divided that have no splits: as the options say, or as the run did."""
+    table = args.labels
+    known = classifier.own_images.get("labels")
+    if table is None and known and (Path(args.data_dir or "", known).is_file() or Path(known).is_file()):
+        table = known
+    fraction = args.val_fraction if args.val_fraction is not None else classifier.own_images.get("val_fraction")
+    return {"labels_file": table, "val_fraction": fraction}
 
 
 def names_fit(name: str, root: str | None, split: str, known: Mapping[str, int], **options: Any) -> bool:

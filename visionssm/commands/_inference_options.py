@@ -7,54 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ._arguments import add_image_limits
-from ._parser import KeyValues
+from ._vocabulary import add_options
 
 if TYPE_CHECKING:
     import torch
 
     from ..engine.inference.classifier import Classifier
 
-WEIGHTS = ("auto", "raw", "ema")  # visionssm.checkpoints.WEIGHTS, which a help must not wait for
-
 
 def add_model_options(parser: argparse.ArgumentParser, *, model_help: str | None = "timm model name") -> None:
     """Add which model and which of its weights; `model_help` None leaves --model to the command."""
     group = parser.add_argument_group("model; a run's checkpoint says all of it, and an option overrides that")
-    add = group.add_argument
     if model_help is not None:
-        add("--model", metavar="NAME", help=model_help)
-    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
-    add("--checkpoint", metavar="FILE", help="checkpoint of a run or an author's weight file")
-    add("--pretrained", action="store_true", help="use the published weights")
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="which weights of the file; auto takes the averaged ones where there are any",
-    )
-    add("--use-ema", dest="weights", action="store_const", const="ema", help="the same as --weights ema")
-    add("--num-classes", type=int, metavar="N", help="classes of the model")
-    add("--in-chans", type=int, metavar="N", help="input channels")
-    add("--gp", metavar="POOL", help="global pooling type")
+        add_options(group, "model", help=model_help)
+    add_options(group, "model-kwargs", "scan", "checkpoint", "pretrained", "weights", "use-ema")
+    add_options(group, "num-classes", "in-chans", "gp")
 
 
 def add_image_options(parser: argparse.ArgumentParser, *, sweep: bool = False) -> None:
     """Add how images are prepared; with `sweep` several sizes and crops are taken."""
     group = parser.add_argument_group("images; a run's checkpoint says all of it, and an option overrides that")
-    add = group.add_argument
-    nargs: dict[str, Any] = {"nargs": "+"} if sweep else {}
-    more = "; several sweep it" if sweep else ""
-    add("--img-size", type=int, metavar="N", help=f"input height and width{more}", **nargs)
-    add("--crop-pct", type=float, metavar="X", help=f"crop size / resized size{more}", **nargs)
-    add("--crop-mode", metavar="NAME", help="center, squash or border")
-    add("--interpolation", default="", metavar="NAME", help="resampling")
-    add("--mean", nargs="+", type=float, metavar="X", help="mean of the input channels, 0 to 1")
-    add("--std", nargs="+", type=float, metavar="X", help="deviation of the input channels, 0 to 1")
-    add("--input-img-mode", metavar="MODE", help="8-bit Pillow mode that images are converted to")
+    several: dict[str, Any] = {"nargs": "+"} if sweep else {}
+    add_options(group, "img-size", "crop-pct", **several)
+    add_options(group, "crop-mode", "interpolation", "mean", "std", "input-img-mode")
     add_image_limits(group)
-    add(
-        "--bad-images", choices=("refuse", "skip"), default="refuse", help="stop at an unreadable image or leave it out"
-    )
+    add_options(group, "bad-images")
+
+
+def add_device_options(parser: argparse.ArgumentParser, *further: str) -> argparse._ArgumentGroup:
+    """Add where a command computes, and further options of the vocabulary about how; returns their group."""
+    group = parser.add_argument_group("device and precision")
+    add_options(group, "device", *further)
+    return group
 
 
 def read_classifier(
@@ -93,7 +77,7 @@ def read_classifier(
         num_classes=args.num_classes,
         in_chans=args.in_chans,
         global_pool=args.gp,
-        model_kwargs=dict(args.model_kwargs) | model_kwargs,
+        model_kwargs=dict(args.model_kwargs) | ({"scan": args.scan} if args.scan else {}) | model_kwargs,
         data_options=options,
         image_mode=getattr(args, "input_img_mode", None),
         pixel_range=(low_high[0], low_high[1]) if low_high else None,

@@ -25,6 +25,8 @@ class DataOptions:
     val_num_samples: int | None
     dataset_download: bool
     class_map: str
+    labels: str | None
+    val_fraction: float | None
     input_img_mode: str | None
     input_key: str | None
     target_key: str | None

@@ -92,7 +92,8 @@ def _convert_one(action: argparse.Action, value: Any, where: str) -> Any:
     kind = action.type or str
     try:
         # YAML 1.1 reads 1e-3 as text, so numbers are accepted as text too; true is never a number.
-        converted = kind(value) if isinstance(value, (str, kind) if kind is not float else (str, int, float)) else None
+        taken = (str, int, float) if kind is float else (str, kind) if isinstance(kind, type) else (str, int)
+        converted = kind(value) if isinstance(value, taken) else None
     except ValueError:
         converted = None
     if converted is None or isinstance(value, bool):

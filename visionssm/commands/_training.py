@@ -29,6 +29,7 @@ from ..engine.training.tasks import Distillation, create_task
 from ..engine.training.trainer import Trainer
 from ..engine.training.updater import Updater
 from ..errors import UserError
+from . import _auto
 from ._options import DataOptions, DistillationOptions, OptimOptions, RunOptions, ScheduleOptions, TrainOptions, cut
 from ._parser import import_modules
 
@@ -45,6 +46,7 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
         UserError: Something about options, data, checkpoint or run needs the user.
         Interrupted: A signal stopped the run after storing it.
     """
+    args.workers = _auto.workers(args.workers)
     device, world = processes.start(args.device, args.dist_backend, args.dist_timeout)
     setup_logging(world.primary)
     trainer = build_trainer(args, device, world)
@@ -66,6 +68,10 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     data = cut(DataOptions, args)
     train_data = open_split(data, training=True)
     mapping = given_class_map(data, training=True) or class_mapping(train_data)
+    images = None if isinstance(train_data, IterableDataset) else len(train_data)
+    args.batch_size = _auto.batch_size(args.batch_size, images, world.size)
+    args.epochs = _auto.epochs(args.epochs, images)
+    data = cut(DataOptions, args)
     eval_data = open_split(data, training=False, known=mapping)
     names = names_by_index(mapping)
     args.num_classes = count_classes(args.num_classes, names)
@@ -199,6 +205,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
             "class_map_given": bool(data.class_map),
             "image_mode": reader.mode,
             "pixel_range": listed(reader.pixel_range),
+            "own_images": {"labels": data.labels, "val_fraction": data.val_fraction},
             "columns": {"input_key": data.input_key, "target_key": data.target_key},
             "data_config": {name: listed(value) for name, value in config.items()},
             "batch_size": data.batch_size,
@@ -206,7 +213,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
             "grad_accum_steps": optim.grad_accum_steps,
             "seed": run.seed,
             "aug_repeats": options.augmentation.aug_repeats,
-            "train_images": None if isinstance(train_data, IterableDataset) else len(train_data),
+            "train_images": images,
         },
         seed=run.seed,
         lower_precision=precision,
@@ -256,6 +263,8 @@ def open_split(data: DataOptions, training: bool, known: dict[str, int] | None =
         None if training or given else known,
         source="the training split",
         class_map=given or "",
+        labels_file=data.labels,
+        val_fraction=data.val_fraction,
         is_training=training,
         download=data.dataset_download,
         batch_size=data.batch_size,
@@ -297,7 +306,7 @@ def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
         grad_checkpointing=chosen.grad_checkpointing,
     )
     if initial:
-        load(initial, model)
+        load(initial, model, classifier="anew")
     return model
 
 

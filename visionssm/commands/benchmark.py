@@ -6,12 +6,33 @@ python tools/benchmark.py --model 'test_*' --img-size 32 64 --batch-size 8 --plo
 Several values of --batch-size or --img-size sweep it.
 """
 
+import argparse
 import itertools
+import sys
 from typing import Any
 
 from ._boundary import bounded
-from ._inference_options import add_model_options
+from ._inference_options import add_device_options, add_model_options
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
+
+# what timm's benchmark calls --precision, in the words of all other commands
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "amp": {"amp": True},
+    "amp_bfloat16": {"amp": True, "amp_dtype": "bfloat16"},
+    "float16": {"model_dtype": "float16"},
+    "bfloat16": {"model_dtype": "bfloat16"},
+}
+
+
+class Precision(argparse.Action):
+    """The former --precision."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        words = [f"--{key.replace('_', '-')}" + ("" if v is True else f" {v}") for key, v in PRECISIONS[values].items()]
+        print(f"--precision {values} is now called {' '.join(words) or 'the default'}", file=sys.stderr)
+        vars(namespace).update(PRECISIONS[values])
 
 
 def build_parser() -> CommandParser:
@@ -21,28 +42,27 @@ def build_parser() -> CommandParser:
         __doc__,
         usage="visionssm benchmark (--model NAME [NAME ...] | --checkpoint FILE) [--bench both] [--plot PNG] [options]",
     )
-    add = parser.add_argument
-    add("--model", nargs="+", metavar="NAME", help="timm model names or patterns; a run's checkpoint says it itself")
+    group = parser.add_argument_group("what is measured")
+    add = group.add_argument
+    add_options(group, "model", nargs="+", help="timm model names or patterns; a run's checkpoint says it itself")
     add("--bench", choices=("inference", "train", "both"), default="inference", help="what is measured")
-    add("-b", "--batch-size", nargs="+", type=int, default=[64], metavar="N", help="images per step")
-    add("--img-size", nargs="+", type=int, metavar="N", help="input height and width; the model's own when not given")
+    add_options(group, "batch-size", nargs="+", default=[64], help="images per step")
+    add_options(group, "img-size", nargs="+")
     add("--num-warm-iter", type=int, default=5, metavar="N", help="steps before measuring")
     add("--num-bench-iter", type=int, default=20, metavar="N", help="steps measured")
-    add(
-        "--precision",
-        choices=("float32", "amp", "amp_bfloat16", "float16", "bfloat16"),
-        default="float32",
-        help="amp keeps float32 weights, float16 and bfloat16 do not",
+    device = add_device_options(
+        parser, "amp", "amp-dtype", "channels-last", "grad-checkpointing", "torchcompile", "torchcompile-mode"
     )
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--grad-checkpointing", action="store_true", help="recompute activations in the backward pass")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
-    add("--torchcompile-mode", metavar="MODE", help="torch.compile mode")
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--threads", type=int, metavar="N", help="CPU threads; torch's choice when not given")
-    add("--results-file", metavar="FILE", help="write the rows here")
-    add("--results-format", choices=("csv", "json"), help="format of that file; by its ending when not given")
-    add("--plot", metavar="PNG", help="picture of throughput, and of memory where it is known")
+    device.add_argument(
+        "--model-dtype", choices=("float16", "bfloat16"), help="precision of the weights too; float32 when not given"
+    )
+    device.add_argument(
+        "--precision", choices=sorted(PRECISIONS), action=Precision, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    device.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice when not given")
+    results = parser.add_argument_group("results")
+    add_options(results, "results-file", "results-format")
+    add_options(results, "plot", help="picture of throughput, and of memory where it is known")
     add_model_options(parser, model_help=None)
     return parser
 

@@ -1,28 +1,31 @@
 """Classify image files with a trained model: as a table, as CSV, as a picture.
 
 python tools/predict.py PHOTOS --checkpoint RUN --output predictions.png
-python tools/predict.py one.jpg two.jpg --model vmamba_tiny_s1l8 --pretrained --topk 3 --csv predictions.csv
+python tools/predict.py one.jpg two.jpg --model vmamba_tiny_s1l8 --pretrained --topk 3 --results-file predictions.csv
 """
 
 import sys
 
 from ._boundary import bounded
-from ._inference_options import add_image_options, add_model_options, read_classifier
+from ._inference_options import add_device_options, add_image_options, add_model_options, read_classifier
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the prediction command."""
     parser = command_parser(__name__, __doc__, usage="visionssm predict IMAGE [IMAGE ...] --checkpoint FILE [options]")
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-    add("--topk", type=int, default=5, metavar="N", help="classes per image")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="images per forward pass")
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
+    parser.former["--csv"] = "--results-file"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
+    group = parser.add_argument_group("predictions")
+    add_options(group, "topk", "batch-size")
+    add_options(group, "class-map", help="text file: class name to index, instead of the run's")
+    add = group.add_argument
     add("--rows", type=int, default=20, metavar="N", help="rows of the printed table; every mistake is always shown")
     add("--output", metavar="PNG", help="picture of the predictions, every mistake first")
-    add("--csv", metavar="FILE", help="all predictions as CSV")
-    add("--class-map", metavar="FILE", help="text file: class name to index, instead of the run's")
+    add("--html", metavar="FILE", help="report with a thumbnail of every image, every mistake first, in one file")
+    add_options(group, "results-file", "results-format")
+    add_device_options(parser)
     add_model_options(parser)
     add_image_options(parser)
     return parser
@@ -40,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     from ..engine.data.datasets import check_indices, names_by_index, read_class_map
     from ..engine.data.processes import resolve_device
-    from ..engine.inference.prediction import as_csv, find_images, predict, table
+    from ..engine.inference.prediction import find_images, predict, rows, table
     from ..engine.reports.plots import draw_predictions
     from ..engine.reports.progress import setup_logging
-    from ..files import write_text
+    from ..engine.reports.rows import write_rows
 
     setup_logging()
     paths = find_images(args.images)
@@ -60,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         right = sum(not p.wrong for p in known)
         verdict += f", {right} of {len(known)} right ({100 * right / len(known):.2f} %)"
     print(f"{classifier.name}: {verdict}")
-    if args.csv:
-        write_text(args.csv, as_csv(predictions))
+    if args.results_file:
+        write_rows(args.results_file, rows(predictions), args.results_format)
     if args.output:
         draw_predictions(predictions, args.output, title=f"{classifier.name}: {verdict}, mistakes first")
         print(f"picture: {args.output}")

@@ -7,8 +7,9 @@ python tools/validate.py --model 'vmamba_*' --pretrained --data-dir IMAGENET --p
 import itertools
 
 from ._boundary import bounded
-from ._inference_options import add_image_options, add_model_options, read_classifier
+from ._inference_options import add_device_options, add_image_options, add_model_options, read_classifier
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 
 def build_parser() -> CommandParser:
@@ -18,22 +19,16 @@ def build_parser() -> CommandParser:
         __doc__,
         usage="visionssm validate (--checkpoint FILE | --model NAME --pretrained) --data-dir DIR [options]",
     )
-    add = parser.add_argument
-    add("--data-dir", metavar="DIR", help="data set folder")
-    add("--dataset", default="", metavar="NAME", help="'' for an image folder, or a timm data set name")
-    add("--split", default="validation", metavar="NAME", help="split")
-    add("--class-map", metavar="FILE", help="text file: class name to index, instead of the run's")
-    add("--input-key", metavar="KEY", help="key of the image in a streamed data set, instead of the run's")
-    add("--target-key", metavar="KEY", help="key of the label in a streamed data set, instead of the run's")
-    add("-b", "--batch-size", type=int, default=256, metavar="N", help="images per forward pass")
-    add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes")
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--amp", action="store_true", help="mixed precision")
-    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="lower precision of AMP")
-    add("--channels-last", action="store_true", help="channels-last memory format")
-    add("--torchcompile", nargs="?", const="inductor", metavar="BACKEND", help="compile the model")
-    add("--results-file", metavar="FILE", help="write the results here")
-    add("--results-format", choices=("csv", "json"), help="format of that file; by its ending when not given")
+    data = parser.add_argument_group("data")
+    add_options(data, "data-dir", "dataset")
+    data.add_argument("--split", default="validation", metavar="NAME", help="split")
+    add_options(data, "labels", "val-fraction", "class-map", "input-key", "target-key")
+    add_options(data, "batch-size", "workers")
+    add_device_options(parser, "amp", "amp-dtype", "channels-last", "torchcompile")
+    results = parser.add_argument_group("results")
+    add = results.add_argument
+    add_options(results, "results-file", "results-format")
+    add_options(results, "plot", help="picture of top-1 against throughput and parameters")
     add(
         "--real-labels",
         nargs="?",
@@ -41,16 +36,17 @@ def build_parser() -> CommandParser:
         metavar="FILE",
         help="also count ImageNet ReaL labels (arXiv:2006.07159), from real.json or those that timm holds",
     )
-    add("--plot", metavar="PNG", help="picture of top-1 against throughput and parameters")
-    add("--per-class", metavar="CSV", help="write accuracy, precision and images of every class here")
+    add("--per-class", metavar="FILE", help="write accuracy, precision and images of every class here, CSV or JSON")
     add(
         "--confusion",
         metavar="FILE",
-        help="write how often each class is taken for which: counts as .csv, a picture as .png",
+        help="write how often each class is taken for which: counts as .csv or .json, a picture as .png",
         nargs="+",
         default=[],
     )
-    add("--log-interval", type=int, default=10, metavar="N", help="steps between log lines")
+    add("--reliability", metavar="PNG", help="picture of accuracy against confidence")
+    add("--mistakes", metavar="PNG", help="picture of the images that the model is wrong about and surest of")
+    add_options(results, "log-interval")
     add_model_options(
         parser,
         model_help="timm model name, or a pattern such as 'vmamba_*' with --pretrained; a run's checkpoint says it",
@@ -77,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         classifier = read_classifier(args, name, device, images={"img_size": size, "crop_pct": crop})
         row = evaluate_classifier(classifier, args, device)
         rows.append(row)
+        top5 = f", top-5 {row['top5']:.2f} %" if classifier.model.num_classes > 5 else ""
         print(
-            f"{row['model']}: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %, loss {row['loss']:.4f} on "
+            f"{row['model']}: top-1 {row['top1']:.2f} %{top5}, loss {row['loss']:.4f} on "
             f"{row['images']} images of {row['img_size']} px, crop {row['crop_pct']:g}, "
             f"{row['param_count_m']:.2f} M parameters; mean over classes {row['mean_class_top1']:.2f} %, "
             f"calibration error {row['calibration_error']:.2f} %"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,11 +18,11 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from ...errors import UserError, nearest
 from .images import BadImageError, ImageReader, Planes, count_endings, endings, taken_and_passed_over
+from .own_images import HOLD_OUT, SPLIT_NAMES, OwnImages, divide, open_table, part_of, undivided
 from .randomness import seed_everything
 
 _logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = ({"train", "training"}, {"val", "valid", "validation", "eval", "evaluation"})
 PACKAGES = {  # what timm's readers need beyond its own requirements, and how it comes
     "wds": ("webdataset", "'visionssm[data]'"),
     "hfds": ("datasets", "'visionssm[data]'"),
@@ -31,13 +32,23 @@ PACKAGES = {  # what timm's readers need beyond its own requirements, and how it
 SKIPPED = -100  # label of an image that was skipped in an evaluation
 
 
-def open_dataset(name: str, root: str | None, split: str, **options: Any) -> torch.utils.data.Dataset:
+def open_dataset(
+    name: str,
+    root: str | None,
+    split: str,
+    *,
+    val_fraction: float | None = None,
+    labels_file: str | None = None,
+    **options: Any,
+) -> torch.utils.data.Dataset:
     """Create a data set through timm after checking what a folder holds; says how many images it takes.
 
     Args:
         name: timm data set name, "" for an image folder or tar file.
         root: Folder or file.
         split: "train", "validation", or what the data set calls it.
+        val_fraction: Part of each class of a folder that is held out where it has no validation split.
+        labels_file: CSV table of a folder's images and their classes.
         options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
@@ -47,14 +58,22 @@ def open_dataset(name: str, root: str | None, split: str, **options: Any) -> tor
     package, install = PACKAGES.get(kind, (None, None))
     if package and find_spec(package) is None:
         raise UserError(f"data set {name!r} needs the package {package!r}; install it with: pip install {install}")
+    whole = None
     if name in ("", "folder"):
-        root = str(find_split(root, split))
+        if labels_file:
+            return open_table(root, split, labels_file, val_fraction, options.get("class_map"))
+        whole = undivided(root, split) if val_fraction is not None else None
+        root = str(whole or find_split(root, split))
         options["search_split"] = False
+    elif labels_file:
+        raise UserError(f"--labels names the classes of a folder's images; data set {name!r} has labels of its own")
     if kind != "tfds":  # its reader makes images from arrays, for which it has to know the mode
         options["input_img_mode"] = ""  # ImageReader converts, after it has looked at the values
     try:
         with _all_endings():
             dataset = create_dataset(name, root=root, split=split, **options)
+        if whole is not None and val_fraction is not None:
+            dataset = divide(dataset, whole, split, val_fraction)
     except UserError:
         raise
     except Exception as error:  # timm's readers raise many types; whatever it is, the data set cannot be used
@@ -166,12 +185,24 @@ def log_taken(dataset: torch.utils.data.Dataset, what: str, images: ImageReader)
     reader = getattr(dataset, "reader", None)
     if not isinstance(dataset, ImageDataset):
         return
-    if isinstance(reader, ReaderImageFolder):
+    if isinstance(reader, (ReaderImageFolder, OwnImages)):
         taken = [path for path, _ in reader.samples]
+        everything = [path for path, _ in getattr(reader, "everything", reader.samples)]
         present = [
             os.path.join(place, name) for place, _, names in os.walk(reader.root, followlinks=True) for name in names
         ]
-        _logger.info("%s: %s", what, taken_and_passed_over(taken, present))
+        counts = Counter(label for _, label in reader.samples)
+        named = names_by_index(reader.class_to_idx) or []
+        few, many = min(counts.values()), max(counts.values())
+        _logger.info(
+            "%s: %s; %d of %d classes%s, %s each",
+            what,
+            taken_and_passed_over(taken, present, everything),
+            len(counts),
+            len(named),
+            f" ({_listed(named, 10)})",
+            f"{few} images" if few == many else f"{few} to {many} images",
+        )
         for note in images.notes(taken):
             _logger.info("%s: %s", what, note)
     elif hasattr(reader, "root"):
@@ -202,8 +233,9 @@ def find_split(root: str | None, split: str) -> Path:
     match = split if split in found else next((name for name in found if name in names), None)
     if match is None:
         raise UserError(
-            f"data folder {root} has no {split!r} folder; it holds {', '.join(found) or 'no folders'}"
+            f"data folder {root} has no {split!r} folder; it holds {_listed(found, 10) or 'no folders'}"
             + nearest(split, found)
+            + (f"; where these are classes, {HOLD_OUT}" if part_of(split) is not None else "")
         )
     target = folder / match
     if not os.access(target, os.R_OK | os.X_OK):
@@ -251,7 +283,7 @@ def labels(dataset: torch.utils.data.Dataset) -> list[int]:
         UserError: The data set does not tell them.
     """
     reader: Any = getattr(dataset, "reader", None)
-    if isinstance(reader, ReaderImageFolder):
+    if isinstance(reader, (ReaderImageFolder, OwnImages)):
         return [label for _, label in reader.samples]
     if getattr(reader, "targets", None) is not None:
         return [int(label) for label in reader.targets]

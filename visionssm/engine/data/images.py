@@ -40,12 +40,21 @@ def count_endings(paths: Iterable[str | PurePath]) -> str:
     return ", ".join(f"{ending} {count}" for ending, count in counts.most_common())
 
 
-def taken_and_passed_over(taken: Sequence[str | Path], present: Iterable[str | Path]) -> str:
-    """Return a sentence that counts the files that were taken as images and those that were not, by ending."""
-    chosen = {str(path) for path in taken}
+def taken_and_passed_over(
+    taken: Sequence[str | Path], present: Iterable[str | Path], everything: Sequence[str | Path] | None = None
+) -> str:
+    """Return a sentence that counts the files that were taken as images and those that were not, by ending.
+
+    Args:
+        taken: Files that were taken.
+        present: All files of the place.
+        everything: Those taken by this part and the others that the place is divided into.
+    """
+    chosen = {str(path) for path in (everything or taken)}
     left = [path for path in present if str(path) not in chosen]
-    passed = f"passed over {len(left)} ({count_endings(left)})" if left else "passed over none"
-    return f"{len(taken)} images ({count_endings(taken)}), {passed}"
+    passed = f"{len(left)} ({count_endings(left)}), by their endings no images" if left else "none"
+    of = f" of {len(everything)}" if everything is not None and len(everything) > len(taken) else ""
+    return f"{len(taken)}{of} images ({count_endings(taken)}), passed over {passed}"
 
 
 def image_mode(channels: int) -> str:

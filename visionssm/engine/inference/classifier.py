@@ -32,6 +32,7 @@ class Classifier:
         class_map_given: The run was told the class map, so that labels are names of it.
         columns: `input_key` and `target_key` of the run's data.
         arguments: What the model's constructor was given.
+        own_images: `val_fraction` and `labels` by which the run divided images without splits.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Classifier:
     class_map_given: bool = False
     columns: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    own_images: dict[str, Any] = field(default_factory=dict)
 
 
 def load_classifier(
@@ -133,6 +135,7 @@ def load_classifier(
         facts.get("class_map_given", bool(stored.get("class_map"))),
         facts.get("columns") or {key: stored.get(key) for key in ("input_key", "target_key")},
         {key: value for key, value in arguments.items() if value is not None},
+        facts.get("own_images") or {},
     )
 
 

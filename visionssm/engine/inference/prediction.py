@@ -1,10 +1,9 @@
 """Predictions for image files: as a table, as CSV, as a picture."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -147,15 +146,14 @@ def table(predictions: Sequence[Prediction], limit: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def as_csv(predictions: Sequence[Prediction]) -> str:
-    """Return the predictions as CSV with one row per image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    width = max((len(p.names) for p in predictions), default=0)
-    writer.writerow(
-        ["image", "truth", *(name for i in range(1, width + 1) for name in (f"class_{i}", f"probability_{i}"))]
-    )
-    for p in predictions:
-        pairs = [cell for pair in zip(p.names, p.probabilities, strict=True) for cell in pair]
-        writer.writerow([p.path, p.truth or "", *pairs])
-    return text.getvalue()
+def rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Return a row per image: its path, the truth where it is known, and the best classes with their probabilities."""
+    return [
+        {"image": str(p.path), "truth": p.truth or ""}
+        | {
+            key: value
+            for i, (name, probability) in enumerate(zip(p.names, p.probabilities, strict=True), 1)
+            for key, value in ((f"class_{i}", name), (f"probability_{i}", probability))
+        }
+        for p in predictions
+    ]

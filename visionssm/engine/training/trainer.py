@@ -405,10 +405,11 @@ class Trainer:
 
     def _log_epoch(self, epoch: int, train: dict, evaluation: dict, rate: float, seconds: float) -> None:
         parts = [f"epoch {epoch + 1}/{self.epochs} done in {seconds:.1f} s: train loss {train['loss']:.4f}"]
+        few = self.facts.get("classes") and len(self.facts["classes"]) <= 5  # where top-5 says nothing
         if evaluation:
             parts.append(
-                f"validation loss {evaluation['loss']:.4f}, top-1 {evaluation['top1']:.2f} %, "
-                f"top-5 {evaluation['top5']:.2f} %"
+                f"validation loss {evaluation['loss']:.4f}, top-1 {evaluation['top1']:.2f} %"
+                + ("" if few else f", top-5 {evaluation['top5']:.2f} %")
             )
         if "ema_top1" in evaluation:
             parts.append(f"averaged weights top-1 {evaluation['ema_top1']:.2f} %")
