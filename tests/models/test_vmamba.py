@@ -22,17 +22,21 @@ def small(**kwargs):
 
 
 def published(model):
-    """The model's weights as the original's current code writes them (second generation)."""
+    """The model's weights as the original's current code writes them."""
     routes = model.stages[0].blocks[0].mixer.ssm.routes
+    merging = hasattr(model.stages[1].downsample, "reduction")
     out = {}
     for name, value in model.state_dict().items():
         for ours, theirs in (
+            ("stem.conv.", "patch_embed.0."),
+            ("stem.norm.", "patch_embed.2."),
             ("stem.conv1.", "patch_embed.0."),
             ("stem.norm1.", "patch_embed.2."),
             ("stem.conv2.", "patch_embed.5."),
             ("stem.norm2.", "patch_embed.7."),
+            ("stages.1.downsample.reduction.", "layers.0.downsample.reduction."),
             ("stages.1.downsample.conv.", "layers.0.downsample.1."),
-            ("stages.1.downsample.norm.", "layers.0.downsample.3."),
+            ("stages.1.downsample.norm.", f"layers.0.downsample.{'norm' if merging else 3}."),
             ("stages.", "layers."),
             (".norm1.", ".norm."),
             (".mixer.ssm.x_proj_weight", ".op.x_proj_weight"),
@@ -59,10 +63,31 @@ def old_names(state):
     """As the earliest code wrote them."""
     out = {}
     for name, value in state.items():
-        for new, old in ((".op.", ".self_attention."), ("classifier.norm.", "norm."), ("classifier.head.", "head.")):
+        for new, old in (
+            (".op.", ".self_attention."),
+            ("classifier.norm.", "norm."),
+            ("classifier.head.", "head."),
+            ("patch_embed.0.", "patch_embed.proj."),
+            ("patch_embed.2.", "patch_embed.norm."),
+        ):
             name = name.replace(new, old)
         if ".blocks." in name:
             name = name.replace(".norm.", ".ln_1.")
+        out[name] = value
+    return out
+
+
+def one_file(state, biases=False):
+    """As the version of one file writes them: grouped projections, and numbers for a merging's layers."""
+    out = {}
+    for name, value in state.items():
+        # its blocks of the first generation keep the stacked parameters
+        names = () if "layers.0.downsample.reduction.weight" in state else ("x_proj_weight", "dt_projs_weight")
+        for theirs in (*names, *(("dt_projs_bias",) if biases else ())):
+            if name.endswith(theirs):
+                name, value = ".".join(name.rsplit("_", 1)), value.flatten(0, 1)
+        for old, new in ((".downsample.norm.", ".downsample.1."), (".downsample.reduction.", ".downsample.2.")):
+            name = name.replace(old, new)
         out[name] = value
     return out
 
@@ -74,18 +99,43 @@ LAYOUTS = {
     "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}},
     "module.": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
     "old names": lambda s: {"model": old_names(s)},
+    "one file": one_file,
+    "one file, grouped biases": lambda s: one_file(s, biases=True),
     "1 x 1 convolutions": lambda s: {
         k: v[:, :, None, None] if k.endswith(("proj.weight", "fc1.weight", "fc2.weight")) else v for k, v in s.items()
     },
 }
 
 
+GENERATIONS = {
+    "second": {},
+    "gated": dict(gated=True, conv_bias=True),
+    "first": dict(gated=True, conv_bias=True, d_state=4, mlp_ratio=0.0, stem="patch", downsample="merge"),
+}
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_published_layouts(layout):
-    model = small()
-    loaded = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](published(model)), small())
+def test_published_layouts(layout, generation):
+    arguments = GENERATIONS[generation]
+    model = small(**arguments)
+    loaded = VisionModel.checkpoint_filter_fn(LAYOUTS[layout](published(model)), small(**arguments))
     assert loaded.keys() == model.state_dict().keys()
     assert all(torch.equal(loaded[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change, refused",
+    [
+        # what options that no published weights have add to a file
+        (lambda s: {**s, "pos_embed": torch.zeros(1, 16, 8, 8)}, r"not in the model \(1\):\s+pos_embed"),
+        (lambda s: {k: v for k, v in s.items() if "patch_embed.2" not in k}, r"missing .* \(2\):\s+stem.norm1"),
+        (lambda s: {k: v[:-1] if k.endswith("A_logs") else v for k, v in s.items()}, r"of another shape"),
+    ],
+)
+def test_options_without_published_weights_are_refused_by_name(change, refused):
+    with pytest.raises(CheckpointError, match=refused):
+        VisionModel.checkpoint_filter_fn(change(one_file(published(small()))), small())
 
 
 def test_another_variant_is_refused_with_a_difference():

@@ -63,7 +63,7 @@ class Layout:
         return any(re.search(self.own, name) for name in state_dict)
 
     def convert(self, source: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-        """Convert published weights to our names and shapes; those of ours are not touched.
+        """Convert published weights, and those that earlier versions of ours wrote, to our names and shapes.
 
         Args:
             source: Weights by name, without nesting.
@@ -77,7 +77,8 @@ class Layout:
             if _any(refusal.having, source) and not (refusal.without and _any(refusal.without, source)):
                 raise CheckpointError(refusal.why)
         if self.is_own(source):
-            return {self.rename_former(name): value for name, value in source.items()}
+            present = {self.rename_former(name): value for name, value in source.items()}
+            return {name: _fit_shape(value, shapes.get(name)) for name, value in present.items()}
         kept = {name: value for name, value in source.items() if not (self.drop and re.search(self.drop, name))}
         renamed = {self.rename(name): value for name, value in self._stack(kept).items()}
         return {name: _fit_shape(value, shapes.get(name)) for name, value in renamed.items()}

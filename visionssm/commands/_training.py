@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from timm.layers import set_fast_norm
+from timm.layers import convert_sync_batchnorm, set_fast_norm
 from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
@@ -87,7 +87,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         log_taken(train_data, "training", reader)
         log_taken(eval_data, "validation", reader)
     if options.model.sync_bn and world.size > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last if options.model.channels_last else torch.preserve_format)
     _logger.info(
         "%s: %.2f M parameters on %s, %d process(es), input %s",

@@ -1,6 +1,7 @@
 """Blocks that model families share. Maps are (batch, height, width, channels), tokens (batch, tokens, channels)."""
 
 from .block import ResidualBlock
+from .conv_norm_act import ConvNormAct
 from .downsample import BottleneckDownsample, ConvDownsample, PatchMerging
 from .dw_conv_mlp import DwConvMlp
 from .linear import is_plain_linear, split_linear
@@ -13,6 +14,7 @@ from .pooling import make_map_pool
 from .removed import RemovedBlock, RemovedBranch, RemovedScan
 from .residual_mamba import ResidualMamba
 from .residual_stream import StreamBlock
+from .squeeze_excite import SqueezeExcite
 from .ss2d import SS2D
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
@@ -24,6 +26,7 @@ __all__ = [
     "BidirectionalMixer",
     "BottleneckDownsample",
     "ConvDownsample",
+    "ConvNormAct",
     "ConvStem",
     "DeepConvStem",
     "DwConvMlp",
@@ -40,6 +43,7 @@ __all__ = [
     "ResidualConvStem",
     "ResidualMamba",
     "SelectiveSSM",
+    "SqueezeExcite",
     "Stage",
     "StreamBlock",
     "expand_patches",

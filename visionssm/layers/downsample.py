@@ -1,9 +1,10 @@
 """Halving a map (b, h, w, c): by convolutions, or by merging 2 x 2 patches."""
 
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, LayerNorm
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .conv_norm_act import ConvNormAct
 from .map_conv import MapConv2d
 
 

@@ -2,12 +2,11 @@
 
 from functools import partial
 
-from timm.layers import ConvNormAct, LayerNorm
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .conv_norm_act import ConvNormAct
 from .downsample import ConvDownsample
-
-_ConvBN = partial(ConvNormAct, act_layer=nn.ReLU)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -113,12 +112,13 @@ class ResidualConvStem(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         half = dim // 2
-        self.conv1 = _ConvBN(in_chans, half, 3, stride=2, padding=1, **dd)
+        self.conv1 = ConvNormAct(in_chans, half, 3, stride=2, padding=1, **dd)
         self.conv2 = nn.Sequential(
-            _ConvBN(half, half, 3, padding=1, **dd), _ConvBN(half, half, 3, padding=1, apply_act=False, **dd)
+            ConvNormAct(half, half, 3, padding=1, **dd), ConvNormAct(half, half, 3, padding=1, apply_act=False, **dd)
         )
         self.conv3 = nn.Sequential(
-            _ConvBN(half, 4 * dim, 3, stride=2, padding=1, **dd), _ConvBN(4 * dim, dim, 1, apply_act=False, **dd)
+            ConvNormAct(half, 4 * dim, 3, stride=2, padding=1, **dd),
+            ConvNormAct(4 * dim, dim, 1, apply_act=False, **dd),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import ConvNormAct, DropPath, SqueezeExcite
+from timm.layers import DropPath, SqueezeExcite
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import SS2D, PatchMerging, PatchStem
+from ..layers import SS2D, ConvNormAct, PatchMerging, PatchStem
 from ..scans import check_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel

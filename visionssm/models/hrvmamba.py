@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, ConvNormAct, LayerNorm, Mlp, get_device_dtype
+from timm.layers import ClassifierHead, LayerNorm, Mlp, get_device_dtype
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
@@ -23,13 +23,12 @@ from torchvision.ops import deform_conv2d
 
 from .._timm_compat import feature_take_indices, register_notrace_function
 from ..checkpoints import CheckpointError, Layout, shifted
-from ..layers import SS2D, MapConv2d, ResidualBlock, state_dtype
+from ..layers import SS2D, ConvNormAct, MapConv2d, ResidualBlock, state_dtype
 from ..scans import check_scan
 from ._builder import Kit, VisionModel, build_model, family_cfg, make_kit
 
 __all__ = ["HRVMamba"]
 
-_ConvBN = partial(ConvNormAct, act_layer=nn.ReLU)
 _TAPS = 9
 _BRANCHES = 4
 _STEM_DIM = 64
@@ -232,8 +231,8 @@ class Shrink(nn.Sequential):
         super().__init__()
         for step in range(steps):
             last = step == steps - 1
-            self.append(_ConvBN(dim, dim, 3, stride=2, padding=1, groups=dim, apply_act=False, **kit.dd))
-            self.append(_ConvBN(dim, dim_out if last else dim, 1, apply_act=not last, **kit.dd))
+            self.append(ConvNormAct(dim, dim, 3, stride=2, padding=1, groups=dim, apply_act=False, **kit.dd))
+            self.append(ConvNormAct(dim, dim_out if last else dim, 1, apply_act=not last, **kit.dd))
 
 
 class FusionSum(nn.ModuleList):
@@ -250,7 +249,7 @@ class FusionSum(nn.ModuleList):
         self.index = index
         for j, dim in enumerate(dims):
             if j > index:
-                self.append(_ConvBN(dim, dims[index], 1, apply_act=False, **kit.dd))
+                self.append(ConvNormAct(dim, dims[index], 1, apply_act=False, **kit.dd))
             else:
                 self.append(Shrink(dim, dims[index], index - j, kit) if j < index else nn.Identity())
 
@@ -322,8 +321,8 @@ class HRVMambaStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, kit: Kit):
         super().__init__()
-        self.conv1 = _ConvBN(in_chans, _STEM_DIM, 3, stride=2, padding=1, **kit.dd)
-        self.conv2 = _ConvBN(_STEM_DIM, _STEM_DIM, 3, stride=2, padding=1, **kit.dd)
+        self.conv1 = ConvNormAct(in_chans, _STEM_DIM, 3, stride=2, padding=1, **kit.dd)
+        self.conv2 = ConvNormAct(_STEM_DIM, _STEM_DIM, 3, stride=2, padding=1, **kit.dd)
         self.layer1 = nn.Sequential(
             _bottleneck(_STEM_DIM, dim, _STEM_DIM != _BOTTLENECK * dim, kit), _bottleneck(4 * dim, dim, False, kit)
         )
@@ -357,11 +356,11 @@ class Neck(nn.Module):
             _bottleneck(dim, out // _BOTTLENECK, True, kit) for dim, out in zip(dims, dims_out, strict=True)
         )
         self.downsample = nn.ModuleList(
-            _ConvBN(dim, out, 3, stride=2, padding=1, **kit.dd)
+            ConvNormAct(dim, out, 3, stride=2, padding=1, **kit.dd)
             for dim, out in zip(dims_out, dims_out[1:], strict=False)
         )
         self.taps = nn.ModuleList(nn.Identity() for _ in self.downsample)  # where hooks find the sums
-        self.final = _ConvBN(dims_out[-1], dim_out, 1, **kit.dd)
+        self.final = ConvNormAct(dims_out[-1], dim_out, 1, **kit.dd)
 
     def forward(self, maps: Sequence[Tensor], with_sums: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Maps from fine to coarse to the last one; with `with_sums`, also the sums at the finer resolutions."""
@@ -664,9 +663,9 @@ def _transition(dims: Sequence[int], widths: Sequence[int], kit: Kit) -> list[nn
     parts: list[nn.Module] = []
     for i, width in enumerate(widths):
         if i >= len(dims):
-            parts.append(_ConvBN(dims[-1], width, 3, stride=2, padding=1, **kit.dd))
+            parts.append(ConvNormAct(dims[-1], width, 3, stride=2, padding=1, **kit.dd))
         elif dims[i] != width:
-            parts.append(_ConvBN(dims[i], width, 3, padding=1, **kit.dd))
+            parts.append(ConvNormAct(dims[i], width, 3, padding=1, **kit.dd))
         else:
             parts.append(nn.Identity())
     return parts

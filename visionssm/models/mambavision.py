@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, ConvNormAct, DropPath, Mlp, trunc_normal_
+from timm.layers import Attention, DropPath, Mlp, trunc_normal_
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, Refusal, shifted
-from ..layers import ResidualBlock, SelectiveSSM, Stage
+from ..layers import ConvNormAct, ResidualBlock, SelectiveSSM, Stage
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -41,7 +41,7 @@ class MambaVisionStem(nn.Module):
     """
 
     def __init__(self, in_chans: int, stem_dim: int, dim: int, device=None, dtype=None):
-        args = dict(stride=2, padding=1, norm_kwargs=dict(eps=_STEM_NORM_EPS), act_layer=nn.ReLU)
+        args = dict(stride=2, padding=1, eps=_STEM_NORM_EPS)
         super().__init__()
         self.conv1 = ConvNormAct(in_chans, stem_dim, 3, **args, device=device, dtype=dtype)
         self.conv2 = ConvNormAct(stem_dim, dim, 3, **args, device=device, dtype=dtype)

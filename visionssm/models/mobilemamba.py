@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, DropPath, SelectAdaptivePool2d, SqueezeExcite
+from timm.layers import DropPath, SelectAdaptivePool2d, make_divisible, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import SelectiveSSM, init_projection_
+from ..layers import ConvNormAct, SelectiveSSM, SqueezeExcite, init_projection_
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -111,7 +111,7 @@ class MobileMambaDownsample(nn.Module):
         self.pre = LocalBlock(dim, kit)
         self.expand = ConvNormAct(dim, 4 * dim, act_layer=kit.act_layer, **kit.dd)
         self.conv = _depthwise(4 * dim, kit, stride=2, act=True)
-        self.se = SqueezeExcite(4 * dim, rd_ratio=0.25, **kit.dd)
+        self.se = SqueezeExcite(4 * dim, make_divisible(dim, round_limit=0.0), **kit.dd)
         self.project = _ConvBN(4 * dim, dim_out, **kit.dd)
         self.post = LocalBlock(dim_out, kit)
 
@@ -388,6 +388,7 @@ class MobileMamba(HierarchicalModel):
     # there D was a vector, here it is (routes, channels)
     undecayed = (".ssm.D",)
     unused = ("proj_drop_rate",)
+    linear_std = None
     out_indices = (0, 1, 2)
     layout = Layout(
         own=r"^stem\.convs\.",
@@ -477,6 +478,9 @@ class MobileMamba(HierarchicalModel):
 
     def init_own_weights(self, mode: str) -> None:
         """Residual branches begin with zeros, but for the convolutions of the downsampling."""
+        if isinstance(self.head.fc, nn.Linear):
+            trunc_normal_(self.head.fc.weight, std=0.02)
+            nn.init.zeros_(self.head.fc.bias)
         for module in self.modules():
             if isinstance(module, ConvMlp):
                 nn.init.zeros_(module.fc2.bn.weight)

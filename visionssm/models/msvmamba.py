@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SqueezeExcite
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from ..layers import (
     PatchStem,
     ResidualBlock,
     SelectiveSSM,
+    SqueezeExcite,
     split_linear,
     state_dtype,
 )
@@ -107,7 +107,7 @@ class MultiScaleMixer(nn.Module):
         self.act = nn.SiLU()
         self.ssm = TwoMapSSM(dim_inner, d_state, math.ceil(dim / 16), **dd)
         self.out_norm = kit.norm_layer(dim_inner, **dd)
-        self.se = SqueezeExcite(dim_inner, rd_channels=dim_inner // 8, bias=False, **dd)
+        self.se = SqueezeExcite(dim_inner, dim_inner // 8, bias=False, **dd)
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(kit.proj_drop)
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, get_norm_layer, trunc_normal_
+from timm.layers import get_norm_layer, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from .._timm_compat import register_notrace_function
 from ..checkpoints import Layout
 from ..layers import (
+    ConvNormAct,
     StreamBlock,
     init_a_log_,
     init_dt_bias_,

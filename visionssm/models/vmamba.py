@@ -146,6 +146,11 @@ class VMamba(HierarchicalModel):
             elif f"{prefix}.2.{kind}" in state_dict:
                 state_dict[f"{prefix}.norm.{kind}"] = state_dict.pop(f"{prefix}.2.{kind}")
             state_dict[conv] = state_dict.pop(name)
+        if any(isinstance(module, PatchMerging) for module in self.modules()):
+            # the version of one file numbers the merging's layers: 1 is the norm, elsewhere the convolution's place
+            pairs = ((r"\.downsample\.conv\.", ".downsample.norm."), (r"\.downsample\.2\.", ".downsample.reduction."))
+            for pattern, new in pairs:
+                state_dict = {re.sub(pattern, new, name): value for name, value in state_dict.items()}
         if hasattr(self.stem, "conv1"):
             return state_dict
         return {re.sub(r"^stem\.(conv|norm)1\.", r"stem.\1.", name): value for name, value in state_dict.items()}
