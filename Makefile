@@ -20,7 +20,7 @@ help:
 	@echo "make openmmlab  add what detection with mmdet and segmentation with mmseg need (nothing is compiled)"
 	@echo "make openmmlab-compiled   compile mmcv's own operators, which then take the place of ours"
 	@echo "make test-compiled        the tests of detection and segmentation with them"
-	@echo "make sanitize   the native scan's tests with sanitizers of addresses and undefined behaviour"
+	@echo "make sanitize   the native scans' tests with sanitizers of addresses and undefined behaviour"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
@@ -28,7 +28,7 @@ help:
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
-NATIVE := visionssm/ops/selective_scan/native
+NATIVE := visionssm/ops/native
 $(VENV)/.installed: pyproject.toml constraints.txt setup.py $(wildcard $(NATIVE)/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip

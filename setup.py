@@ -12,7 +12,7 @@ from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
-NATIVE = Path("visionssm/ops/selective_scan/native")
+NATIVE = Path("visionssm/ops/native")
 SHIPPED = {"configs": ("*.yaml", "*.py"), "model_cards": ("*.json",)}  # visionssm.files.shipped finds them
 
 _spec = importlib.util.spec_from_file_location("native_build", Path(__file__).parent / NATIVE / "build.py")

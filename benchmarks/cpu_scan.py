@@ -26,7 +26,7 @@ from timing import seconds_in_turn
 
 from visionssm.files import write_text
 from visionssm.ops import backend_unavailable, selective_scan
-from visionssm.ops.selective_scan.native import loading
+from visionssm.ops.native import loading
 
 try:
     from mambapy.pscan import pscan

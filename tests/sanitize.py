@@ -1,4 +1,4 @@
-"""The tests of the native scan with a library that watches addresses and undefined behaviour: `make sanitize`.
+"""The tests of the native scans with a library that watches addresses and undefined behaviour: `make sanitize`.
 
 The library is compiled apart from the package's, so nothing needs to be put back.
 """
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from visionssm.ops.selective_scan.native.build import build, compiler
+from visionssm.ops.native.build import build, compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -32,7 +32,10 @@ def main() -> int:
         }
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
         return subprocess.run(
-            [*command, "tests/ops/test_native_scan.py"], cwd=ROOT, env=environment, check=False
+            [*command, "tests/ops/test_native_scan.py", "tests/ops/test_native_wavefront.py"],
+            cwd=ROOT,
+            env=environment,
+            check=False,
         ).returncode
 
 

@@ -90,7 +90,7 @@ def test_without_a_compiler(wheel_without_compiler, tmp_path):
     message = run(python, "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path)
     assert "not compiled" in message and "native.build" in message
     if shutil.which("cc"):  # the remedy that the message names
-        run(python, "-m", "visionssm.ops.selective_scan.native.build", cwd=tmp_path)
+        run(python, "-m", "visionssm.ops.native.build", cwd=tmp_path)
         assert run(python, "-c", BACKENDS + "print(why('native', 'cpu'))", cwd=tmp_path).strip() == "None"
 
 

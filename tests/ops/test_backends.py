@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_selective_scan import NAMES, assert_close, make_inputs, run
 
-from visionssm.ops import available_backends, backend_unavailable, selective_scan
+from visionssm.ops import available_backends, backend_unavailable, dispatch, selective_scan
 from visionssm.ops.selective_scan import backends, portable
 from visionssm.ops.selective_scan.backend import Backend
 
@@ -33,7 +33,7 @@ def another(monkeypatch):
         ran.clear()
 
     monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(dispatch, "_told", set())
     return add
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_selective_scan import make_inputs, run
 
-from visionssm.ops import backend_unavailable, selective_scan
+from visionssm.ops import backend_unavailable, dispatch, selective_scan
+from visionssm.ops.native import build, loading
 from visionssm.ops.selective_scan import backends, reference
+from visionssm.ops.selective_scan import native_backend as backend
 from visionssm.ops.selective_scan.contract import Scan
-from visionssm.ops.selective_scan.native import backend, build, loading
 
 why_not = backend_unavailable("native", "cpu")
 needs_library = pytest.mark.skipif(why_not is not None, reason=f"native: {why_not}")
@@ -277,7 +278,7 @@ def test_doubles_are_refused():
 
 def test_missing_library_is_said_once_and_refused_by_name(monkeypatch, caplog):
     monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(dispatch, "_told", set())
     monkeypatch.setattr(loading, "LIBRARY_LOADED", None)
     monkeypatch.setattr(loading, "MISSING", "it is on holiday")
     args, options = make_inputs(6, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The two-dimensional recurrence: the portable implementation against its definition cell by cell."""
+"""The two-dimensional recurrence: every backend against its definition cell by cell."""
 
 import pytest
 import torch
@@ -6,9 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from visionssm.ops import wavefront_scan
+from visionssm.ops import backend_unavailable, wavefront_scan
+from visionssm.ops.wavefront_scan import backends, portable
+from visionssm.ops.wavefront_scan.backend import Backend
 from visionssm.ops.wavefront_scan.contract import Wavefront
 from visionssm.ops.wavefront_scan.unrolled import wavefront_scan_unrolled
+
+no_library = backend_unavailable("native", "cpu")
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(no_library is not None, reason=f"native: {no_library}"))
 
 
 def make_inputs(seed=0, b=2, H=3, W=4, d=3, N=2, with_D=True, dtype=torch.float64) -> Wavefront:
@@ -68,14 +73,14 @@ def test_exporters_program_equals_reference(**case):
     torch.testing.assert_close(wavefront_scan_unrolled(scan), wavefront_scan(*scan, backend="reference"))
 
 
+@pytest.mark.parametrize("backend", [NATIVE, "portable", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_low_precision_is_computed_in_float32(dtype):
+def test_low_precision_is_computed_in_float32(dtype, backend):
     scan = make_inputs(1, H=5, W=7, N=16, dtype=dtype)
     exact = run(Wavefront(*(t.double() for t in scan)), "reference")
     exact = [e.to(t.dtype) for e, t in zip(exact, [scan.x, *scan], strict=True)]
     tolerance = 3e-6 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    for backend in ("portable", "reference"):
-        assert_close(run(scan, backend), exact, tolerance)
+    assert_close(run(scan, backend), exact, tolerance)
 
 
 def test_borders_and_corner():
@@ -105,6 +110,50 @@ def test_gradcheck(H, W):
     assert torch.autograd.gradcheck(wavefront_scan, leaves)
 
 
+# --- the choice of a backend ------------------------------------------------------------------------------------------
+
+
+def test_first_that_is_meant_for_the_device_is_taken(monkeypatch):
+    monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
+    ran = []
+
+    def forward(scan, save):
+        ran.append("forward")
+        return portable.forward(scan, save)
+
+    def backward(grad, states, scan):
+        ran.append("backward")
+        return portable.backward(grad, states, scan)
+
+    another = Backend("another", ("cpu",), lambda *_: None, forward, backward, portable.states_shape)
+    monkeypatch.setattr(backends, "BACKENDS", (another, *backends.BACKENDS))
+    scan = make_inputs(10)
+    assert_close(run(scan, None), run(scan, "reference"), 1e-11)
+    assert ran == ["forward", "backward"]
+    monkeypatch.setenv("VISIONSSM_BACKEND", "portable")
+    run(scan, None)
+    assert ran == ["forward", "backward"]
+
+
+def test_native_is_the_default_on_cpus(monkeypatch):
+    monkeypatch.delenv("VISIONSSM_BACKEND", raising=False)
+    chosen = backends.choose_backend(None, torch.device("cpu"), torch.float32).name
+    assert chosen == ("portable" if no_library else "native")
+    assert backends.choose_backend(None, torch.device("cpu"), torch.float64).name == "portable"
+
+
+def test_doubles_are_refused_by_the_library():
+    with pytest.raises(RuntimeError, match="native backend cannot run on cpu: .*(not float64|not compiled)"):
+        wavefront_scan(*make_inputs(11), backend="native")
+
+
+def test_states_of_another_backend_are_refused():
+    scan = make_inputs(12, dtype=torch.float32)
+    states = torch.zeros(3, 1)
+    with pytest.raises(RuntimeError, match="portable backend was given states that another backend saved"):
+        torch.ops.visionssm.wavefront_scan_backward(torch.ones_like(scan.x), states, *scan, "portable")
+
+
 # --- torch.library ----------------------------------------------------------------------------------------------------
 
 
@@ -113,12 +162,12 @@ class Scan(torch.nn.Module):
         return wavefront_scan(*tensors)
 
 
-@pytest.mark.parametrize("with_D", [True, False])
-def test_opcheck(with_D):
+@pytest.mark.parametrize(("backend", "with_D"), [(*NATIVE.values, True), ("portable", False)])
+def test_opcheck(backend, with_D):
     scan = make_inputs(5, with_D=with_D, dtype=torch.float32)
     scan.x.requires_grad_()
     scan.A_left.requires_grad_()
-    torch.library.opcheck(torch.ops.visionssm.wavefront_scan.default, (*scan, True))
+    torch.library.opcheck(torch.ops.visionssm.wavefront_scan.default, (*scan, backend, True))
 
 
 def test_compile_export_and_fx():
@@ -179,7 +228,11 @@ BAD = {
     "mixed": (dict(C=torch.zeros(2, 3, 4, 2).double()), TypeError, "float64 does not mix"),
     "device": (dict(B_left=torch.zeros(2, 3, 4, 2, device="meta")), ValueError, "B_left is on meta but x is on cpu"),
     "not a tensor": (dict(C=None), TypeError, "C must be a tensor, got NoneType"),
-    "backend": (dict(backend="fast"), ValueError, "unknown backend 'fast'; expected one of portable, reference"),
+    "backend": (
+        dict(backend="fast"),
+        ValueError,
+        "unknown backend 'fast'; expected one of .*portable",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The two-dimensional recurrence over anti-diagonals: one public function, two implementations."""
+"""The two-dimensional recurrence over anti-diagonals: one public function, several implementations."""
 
 from .operator import wavefront_scan
 

@@ -27,6 +27,11 @@ class Wavefront(NamedTuple):
         return self.A_top.shape[1]
 
     @property
+    def updates(self) -> int:
+        """Number of times that a state is updated."""
+        return self.x.numel() * self.states
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         return torch.float64 if self.x.dtype == torch.float64 else torch.float32
 

@@ -6,12 +6,9 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
 from ..transforms import refuse_transforms
-from . import portable
+from .backends import choose_backend, running_backend
 from .contract import Wavefront, check
-from .reference import wavefront_scan_reference
 from .unrolled import wavefront_scan_unrolled
-
-_BACKENDS = ("portable", "reference")
 
 
 def wavefront_scan(
@@ -25,7 +22,7 @@ def wavefront_scan(
     C: Tensor,
     D: Tensor | None = None,
     *,
-    backend: str = "portable",
+    backend: str | None = None,
 ) -> Tensor:
     """Selective recurrence in two dimensions (Mamba2D, arXiv:2412.16146, section 3).
 
@@ -47,7 +44,10 @@ def wavefront_scan(
         B_left: As B_top.
         C: Output projection, (b, H, W, N).
         D: Skip weight, (d,), dtype of A_top.
-        backend: "portable" or "reference", the definition cell by cell.
+        backend: "native", "portable" or "reference", the definition cell by cell; None reads the environment variable
+            VISIONSSM_BACKEND and else takes the native library on CPUs where it was compiled, and the portable
+            implementation anywhere else and for float64. A compiled or exported program holds no choice but the one
+            asked for here.
 
     Returns:
         (b, H, W, d) in x's dtype.
@@ -55,18 +55,17 @@ def wavefront_scan(
     Raises:
         ValueError: a shape, device or backend is wrong.
         TypeError: a dtype is wrong.
+        RuntimeError: the backend asked for cannot run here.
     """
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
     if has_torch_function_variadic(*scan):
         return handle_torch_function(wavefront_scan, scan, *scan, backend=backend)
-    if backend not in _BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(_BACKENDS)}")
     check(scan)
-    if backend == "reference":
-        return wavefront_scan_reference(scan)
+    if backend is not None:
+        choose_backend(backend, x.device, x.dtype)  # refused here, if at all, by compilers too
     refuse_transforms("wavefront_scan", *scan)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan)
-    return torch.ops.visionssm.wavefront_scan(*scan, save)[0]
+    return torch.ops.visionssm.wavefront_scan(*scan, backend or "", save)[0]
 
 
 @torch.library.custom_op("visionssm::wavefront_scan", mutates_args=())
@@ -80,10 +79,11 @@ def _forward(
     B_left: Tensor,
     C: Tensor,
     D: Tensor | None,
+    backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
-    y, states = portable.forward(scan, save)
+    y, states = running_backend(scan, backend, save).forward(scan, save)
     return y, x.new_empty(0, dtype=scan.compute_dtype) if states is None else states
 
 
@@ -100,36 +100,45 @@ def _backward(
     B_left: Tensor,
     C: Tensor,
     D: Tensor | None,
+    backend: str,
 ) -> list[Tensor]:
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
-    if not states.numel():  # the program was traced without a backward in view
-        states = portable.forward(scan, True)[1]
-    return [g for g in portable.backward(grad, states, scan) if g is not None]
+    chosen = choose_backend(backend, x.device, x.dtype)
+    if states.shape != chosen.states_shape(scan):
+        if states.numel():
+            raise RuntimeError(
+                f"the {chosen.name} backend was given states that another backend saved; choose the backend "
+                "(VISIONSSM_BACKEND) before the model is compiled and leave it until the backward has run"
+            )
+        states = chosen.forward(scan, True)[1]  # the program was traced without a backward in view
+    return [g for g in chosen.backward(grad, states, scan) if g is not None]
 
 
 @_forward.register_fake
 def _forward_fake(*args):
-    scan, save = Wavefront(*args[:9]), args[9]
-    states = scan.x.new_empty(portable.states_shape(scan) if save else 0, dtype=scan.compute_dtype)
+    scan, (backend, save) = Wavefront(*args[:9]), args[9:]
+    shape = choose_backend(backend, scan.x.device, scan.x.dtype).states_shape(scan) if save else 0
+    states = scan.x.new_empty(shape, dtype=scan.compute_dtype)
     return torch.empty_like(scan.x, memory_format=torch.contiguous_format), states
 
 
 @_backward.register_fake
 def _backward_fake(grad, states, *args):
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in args if t is not None]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in args[:9] if t is not None]
 
 
 def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1], *inputs[:9])
+    ctx.backend = inputs[9]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad, _):
     if grad is None:
-        return (None,) * 10
-    grads = torch.ops.visionssm.wavefront_scan_backward(grad, *ctx.saved_tensors)
-    return *grads, *(None,) * (10 - len(grads))  # D, the last, may be absent
+        return (None,) * 11
+    grads = torch.ops.visionssm.wavefront_scan_backward(grad, *ctx.saved_tensors, ctx.backend)
+    return *grads, *(None,) * (11 - len(grads))  # D, the last, may be absent
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

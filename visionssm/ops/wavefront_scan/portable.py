@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .backend import Backend
 from .contract import Wavefront
 
 
@@ -120,6 +121,9 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
     pairs = (stacked.unbind(dim) for stacked, dim in ((ddelta, 2), (dA.mT, 0), (dB, 2)))
     grads = dx, *(g.clone() for pair in pairs for g in pair), dC  # outputs of an operator must not share memory
     return *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, scan, strict=False)), dD
+
+
+BACKEND = Backend("portable", None, lambda device, dtype: None, forward, backward, states_shape)
 
 
 def diagonals(height: int, width: int) -> list[_Diagonal]:

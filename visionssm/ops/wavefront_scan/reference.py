@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .backend import Backend
 from .contract import Wavefront
 
 
@@ -32,3 +33,31 @@ def wavefront_scan_reference(scan: Wavefront) -> Tensor:
             y = (states[k] * C[k][:, None]).sum(-1)
             outputs.append(y if D is None else y + D * x[k])
     return torch.stack(outputs, 1).view(scan.x.shape).to(scan.x.dtype)
+
+
+def forward(scan: Wavefront, save: bool) -> tuple[Tensor, Tensor | None]:
+    """As `Backend` says; saves nothing."""
+    with torch.no_grad():
+        return wavefront_scan_reference(scan), scan.x.new_empty(0, dtype=scan.compute_dtype) if save else None
+
+
+def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | None, ...]:
+    """As `Backend` says."""
+    # operators run with autograd's dispatch keys shut off: open them again
+    C = torch._C
+    shut = C._dispatch_tls_local_exclude_set().remove(C.DispatchKey.AutogradFunctionality)
+    with C._ForceDispatchKeyGuard(C._dispatch_tls_local_include_set(), shut), torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in scan]
+        y = wavefront_scan_reference(Wavefront(*leaves))
+        given = [t for t in leaves if t is not None]
+        grads = iter(torch.autograd.grad(y, given, grad, materialize_grads=True))
+    return tuple(None if t is None else next(grads).contiguous() for t in leaves)
+
+
+def states_shape(scan: Wavefront) -> tuple[int, ...]:
+    """As `Backend` says."""
+    return (0,)
+
+
+# never taken unasked: it is there to be compared with
+BACKEND = Backend("reference", (), lambda device, dtype: None, forward, backward, states_shape)

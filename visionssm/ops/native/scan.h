@@ -1,27 +1,16 @@
-/* What the library is called with: one scan, and where its gradients go. Every member has eight bytes. */
+/* What selective_scan is called with: one scan, and where its gradients go. Every member has eight bytes. */
 #ifndef VISIONSSM_SCAN_H
 #define VISIONSSM_SCAN_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-_Static_assert(sizeof(void *) == 8, "the native scan needs a 64-bit platform");
+#include "types.h"
 
 enum { CHUNK = 32 };      /* steps that are worked on together; states are stored at the chunks' starts */
-enum { MAX_STATES = 64 };
-enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 
 /* A sequence (batch, tokens or steps, routes, contiguous channels); strides in elements, 0 along what is shared. */
 struct rows {
     const void *data;
     int64_t batch, step, route;
     int64_t dtype;
-};
-
-/* A float32 parameter (routes, channels[, states]); data may be NULL. */
-struct parameter {
-    const float *data;
-    int64_t route, channel, state;
 };
 
 struct scan {
@@ -59,19 +48,6 @@ struct gradients {
 struct partial {
     float *delta, *B, *C;             /* (blocks, batch, length, routes or 1, rank or states) */
     float *A, *D, *bias, *weight;     /* (batch, routes, states or nothing or rank, channels) */
-};
-
-/* One instruction set's versions. A task is a block of `lanes` channels, from `first` on, of one image. */
-struct kernels {
-    const char *name;
-    size_t (*forward_scratch)(const struct scan *, int64_t lanes);
-    size_t (*backward_scratch)(const struct scan *, int64_t lanes);
-    void (*forward)(const struct scan *, int64_t image, int64_t first, int64_t lanes, float *scratch);
-    void (*backward)(const struct scan *, const struct gradients *, const struct partial *, int64_t image,
-                     int64_t first, int64_t lanes, float *scratch);
-    void (*exp2)(const float *, float *, int64_t);       /* for tests; lengths are multiples of 16 */
-    void (*softplus)(const float *, float *, float *, int64_t);
-    void (*widen)(const struct rows *, float *, int64_t);
 };
 
 #endif

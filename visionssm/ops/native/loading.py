@@ -7,8 +7,7 @@ from pathlib import Path
 from .build import LIBRARY, fingerprint
 
 _REMEDY = (
-    "install visionssm again where there is a C compiler (gcc or clang), or run "
-    "`python -m visionssm.ops.selective_scan.native.build`"
+    "install visionssm again where there is a C compiler (gcc or clang), or run `python -m visionssm.ops.native.build`"
 )
 
 
@@ -25,9 +24,10 @@ def _find() -> tuple[ctypes.CDLL | None, str | None]:
         library.visionssm_sources.restype = ctypes.c_char_p
         library.visionssm_instruction_set.restype = ctypes.c_char_p
         library.visionssm_force_instruction_set.argtypes = [ctypes.c_char_p]
-        # blocks of memory with eight bytes a member, see scan.h
-        library.visionssm_scan.argtypes = [ctypes.c_void_p]
-        library.visionssm_scan_backward.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        # blocks of memory with eight bytes a member, see scan.h and wavefront.h
+        for name in ("scan", "wavefront"):
+            getattr(library, f"visionssm_{name}").argtypes = [ctypes.c_void_p]
+            getattr(library, f"visionssm_{name}_backward").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     except (OSError, AttributeError) as error:
         return None, f"its library cannot be loaded ({error}); {_REMEDY}"
     if library.visionssm_sources().decode() != fingerprint():

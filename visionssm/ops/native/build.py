@@ -1,4 +1,4 @@
-"""Compile the library into this folder: `python -m visionssm.ops.selective_scan.native.build`.
+"""Compile the library into this folder: `python -m visionssm.ops.native.build`.
 
 The installation does the same (setup.py). Needs gcc or clang; nothing of torch or Python is compiled against.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / "libvisionssm_scan.so"
-_SOURCES = ("scan.h", "vector.h", "pass.h", "kernels.c", "library.c")
+_COMPILED = ("library.c", "threads.c", "scan.c", "wavefront.c")
+_SOURCES = sorted(path.name for path in FOLDER.glob("*.[ch]"))
 _FLAGS = ("-std=c11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # contraction gives fused multiply-adds; the other two let loops with conditions become vector code
 _MATH = ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -60,7 +61,8 @@ def build(target: Path = LIBRARY, flags: tuple[str, ...] = ()) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
         objects = []
-        jobs: list[tuple[str, str, tuple[str, ...]]] = [("library.c", "library", (f'-DSOURCES="{fingerprint()}"',))]
+        sources = (f'-DSOURCES="{fingerprint()}"',)
+        jobs: list[tuple[str, str, tuple[str, ...]]] = [(source, Path(source).stem, sources) for source in _COMPILED]
         jobs += [("kernels.c", name, (f"-DVARIANT={name}", *extra)) for name, extra in variants.items()]
         running = []
         for source, name, extra in jobs:

@@ -1,11 +1,12 @@
 /* The kernels of one instruction set: compiled several times, with VARIANT the name of the instruction set. */
-#include "scan.h"
+#include "library.h"
 #include "vector.h"
+#include "wavefront_pass.h"
 
 #define LANES 16
-#include "pass.h"
+#include "scan_pass.h"
 #define LANES 32
-#include "pass.h"
+#include "scan_pass.h"
 
 static size_t forward_scratch(const struct scan *a, int64_t lanes) {
     struct block_16 narrow;
@@ -55,5 +56,6 @@ static void widen_all(const struct rows *from, float *to, int64_t count) {
 #define QUOTE_(x) #x
 #define QUOTE(x) QUOTE_(x)
 const struct kernels PASTE(visionssm_kernels, VARIANT) = {
-    QUOTE(VARIANT), forward_scratch, backward_scratch, forward, backward, exp2_all, softplus_all, widen_all,
+    QUOTE(VARIANT), forward_scratch, backward_scratch, forward, backward, wavefront_scratch, wavefront_forward,
+    wavefront_backward, exp2_all, softplus_all, widen_all,
 };

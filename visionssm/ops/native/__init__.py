@@ -1,0 +1,1 @@
+"""The scans as a library in C, loaded with ctypes."""

@@ -1,1 +1,0 @@
-"""The scan as a library in C, loaded with ctypes."""
