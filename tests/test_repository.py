@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "visionssm"
 # a part of the package may import itself and those before it
 PARTS = (
-    "errors files checkpoints ops scans layers models segmentation restoration multitask anomaly compression "
+    "errors files checkpoints _registry ops scans layers models segmentation restoration multitask anomaly compression "
     "pretraining analysis digits engine openmmlab commands"
 ).split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
