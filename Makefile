@@ -9,12 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite ecosystem parity clean
+.PHONY: help demo demo-detection demo-segmentation demo-unet demo-restoration test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite ecosystem parity clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
 	@echo "make demo-detection      find digits in scenes of several, with boxes and masks, with the demo's model and mmdet"
 	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
+	@echo "make demo-unet           the same digits with UltraLight VM-UNet, 49 thousand parameters, from the beginning"
+	@echo "make demo-restoration    train a small MambaIR to enlarge photographs, and compare with bicubic interpolation"
 	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
 	@echo "make openmmlab  add what detection with mmdet and segmentation with mmseg need (nothing is compiled)"
@@ -98,6 +100,16 @@ demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 		--work-dir $(WORK)/demo-segmentation --data-root $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
+
+RESTORED := $(WORK)/demo-restoration
+demo-restoration: $(VENV)/.installed
+	$(BIN)/python tools/prepare_photos.py --output $(WORK)/photos
+	OMP_NUM_THREADS=1 $(BIN)/python tools/train_restoration.py -c configs/restoration/demo.yaml \
+		--data-dir $(WORK)/photos --output $(RESTORED) --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/python tools/restore.py $(WORK)/photos/validation --degradation bicubic \
+		--checkpoint $(RESTORED)/last.pth.tar --output $(RESTORED)/images --csv $(RESTORED)/figures.csv \
+		--picture $(RESTORED)/restored.png
+	@echo "pictures: $(RESTORED)/restored.png (before, after, truth), $(RESTORED)/curve.png"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The command line of `tools/train.py`: timm's flag names with timm's defaults, and a recipe file below it."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.data.limits import MAX_PIXELS
@@ -23,14 +24,14 @@ def build_parser() -> CommandParser:
     parser.former["--device-modules"] = "--import"
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
-    _add_device(parser.add_argument_group("device and precision"))
-    _add_optimizer(parser.add_argument_group("optimizer"))
-    _add_schedule(parser.add_argument_group("learning rate schedule"))
+    add_device(parser.add_argument_group("device and precision"))
+    add_optimizer(parser.add_argument_group("optimizer"))
+    add_schedule(parser.add_argument_group("learning rate schedule"))
     _add_augmentation(parser.add_argument_group("augmentation and regularisation"))
     _add_batchnorm(parser.add_argument_group("batch normalisation"))
-    _add_ema(parser.add_argument_group("weight averaging"))
+    add_ema(parser.add_argument_group("weight averaging"))
     _add_distillation(parser.add_argument_group("knowledge distillation"))
-    _add_run(parser.add_argument_group("run"))
+    add_run(parser.add_argument_group("run"))
     return parser
 
 
@@ -125,7 +126,8 @@ def _add_model(group) -> None:
     add_options(group, "torchcompile", "torchcompile-mode")
 
 
-def _add_device(group) -> None:
+def add_device(group) -> None:
+    """Add where a run computes and in which precision."""
     add = group.add_argument
     add_options(group, "device", "amp", "amp-dtype")
     add("--no-ddp-bb", action="store_true", help="do not broadcast buffers in DDP")
@@ -133,7 +135,8 @@ def _add_device(group) -> None:
     add("--dist-timeout", type=float, default=600.0, metavar="SECONDS", help="wait for a silent peer before giving up")
 
 
-def _add_optimizer(group) -> None:
+def add_optimizer(group) -> None:
+    """Add the optimizer."""
     add = group.add_argument
     add("--opt", metavar="NAME", default="sgd", help="timm optimizer name")
     add("--opt-eps", type=float, metavar="X", help="optimizer epsilon")
@@ -148,7 +151,8 @@ def _add_optimizer(group) -> None:
     add("--layer-decay-no-opt-scale", type=float, metavar="X", help="freeze layers whose factor is below this")
 
 
-def _add_schedule(group) -> None:
+def add_schedule(group) -> None:
+    """Add the learning rate's course."""
     add = group.add_argument
     add("--lr", type=float, metavar="X", help="learning rate as it is; otherwise from --lr-base")
     add("--lr-base", type=float, default=0.1, metavar="X", help="learning rate at --lr-base-size images per update")
@@ -238,7 +242,8 @@ def _add_batchnorm(group) -> None:
     )
 
 
-def _add_ema(group) -> None:
+def add_ema(group) -> None:
+    """Add the averaged weights."""
     add = group.add_argument
     add("--model-ema", action="store_true", help="keep an exponential moving average of the weights")
     add("--model-ema-decay", type=float, default=0.9998, metavar="X", help="decay")
@@ -264,7 +269,8 @@ def _add_distillation(group) -> None:
     )
 
 
-def _add_run(group) -> None:
+def add_run(group, metrics: Sequence[str] = ("top1", "top5", "loss")) -> None:
+    """Add the run: its folder, where it begins, how often it tells and stores; the first metric is the default."""
     add = group.add_argument
     add("--output", metavar="DIR", default="output/train", help="run folder, or the folder above it with --experiment")
     add("--experiment", metavar="NAME", default="", help="name of the run folder inside --output")
@@ -275,7 +281,7 @@ def _add_run(group) -> None:
     add("--val-interval", type=int, default=1, metavar="N", help="epochs between evaluations")
     add("--recovery-interval", type=int, default=0, metavar="N", help="updates between checkpoints in an epoch; 0 none")
     add("--checkpoint-hist", type=int, default=10, metavar="N", help="epoch checkpoints kept, best first")
-    add("--eval-metric", choices=("top1", "top5", "loss"), default="top1", help="what best means")
+    add("--eval-metric", choices=metrics, default=metrics[0], help="what best means")
     add(
         "--max-nonfinite",
         type=int,

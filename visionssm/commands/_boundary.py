@@ -14,6 +14,8 @@ EXTRAS = {
     "matplotlib": "demo",
     "sklearn": "demo",
     "tensorboard": "demo",
+    "skimage": "restoration",
+    "torchmetrics": "multitask",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm, set_fast_norm
@@ -13,7 +12,7 @@ from timm.optim import optimizer_kwargs
 from timm.scheduler import scheduler_kwargs
 from torch.utils.data import IterableDataset
 
-from ..checkpoints import load, read, read_content, run_state
+from ..checkpoints import load, read
 from ..engine.data import processes
 from ..engine.data.datasets import class_mapping, labels, log_taken, names_by_index, open_by_names, read_class_map
 from ..engine.data.images import ImageReader
@@ -21,8 +20,8 @@ from ..engine.data.loaders import TrainLoader, create_eval_loader, create_mixup,
 from ..engine.data.randomness import seed_everything
 from ..engine.reports.progress import Trackers, log_file, setup_logging
 from ..engine.training import building
-from ..engine.training.checkpoints import AtomicSaver, find_newest, restore_task
-from ..engine.training.resuming import changed_options, renew
+from ..engine.training.checkpoints import AtomicSaver, restore_task
+from ..engine.training.resuming import changed_options, read_resumed, renew
 from ..engine.training.run_folder import RunFolder
 from ..engine.training.stopping import StopRequest
 from ..engine.training.tasks import Distillation, create_task
@@ -433,31 +432,6 @@ def count_classes(asked: int | None, names: list[str] | None) -> int:
     if asked is not None:
         return asked
     return len(names) if names is not None else 1000
-
-
-def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | None]:
-    """Return the checkpoint to continue from and its path, or (None, None) to start anew.
-
-    `auto` takes the furthest readable checkpoint of the run folder and names the damaged ones it passed over.
-
-    Raises:
-        UserError: A named checkpoint cannot be read, or all checkpoints of the folder are damaged.
-    """
-    if not resume:
-        return None, None
-    if resume != "auto":
-        content = read_content(resume)
-        if run_state(content) and "step" not in run_state(content):
-            raise UserError(f"{resume} is of no training that could continue; begin with it by --pretrained-path")
-        return content, Path(resume)
-    path, problems = find_newest(folder.path)
-    for problem in problems:
-        _logger.warning("%s; passed over", problem)
-    if path is None:
-        if problems:
-            raise UserError(f"no checkpoint in {folder.path} is readable; start anew with --overwrite")
-        return None, None
-    return read_content(path), path
 
 
 def listed(value):

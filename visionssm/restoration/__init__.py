@@ -2,6 +2,7 @@
 
 from ._base import RestorationModel
 from ._registry import create_model, list_models
+from ._tiling import tiled
 from .eamamba import AllAroundScan, EAMambaSR, EAMambaUNet
 from .mambair import MambaIR, MambaIRUNet
 from .mambairv2 import MambaIRv2
@@ -16,4 +17,5 @@ __all__ = [
     "RestorationModel",
     "create_model",
     "list_models",
+    "tiled",
 ]

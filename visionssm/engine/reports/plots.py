@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import BboxBase
 from PIL import Image
@@ -28,7 +29,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
 
 
 def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) -> None:
-    """Draw loss, accuracy and learning rate over the epochs.
+    """Draw loss, accuracy (or PSNR) and learning rate over the epochs.
 
     Args:
         rows: Rows of `summary.csv`.
@@ -61,20 +62,22 @@ def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) 
     handles = [*loss.get_legend_handles_labels()[0], *rate.get_legend_handles_labels()[0]]
     loss.legend(handles=handles, fontsize=8)
 
+    restores = any("eval_psnr" in row for row in rows)
+    metric, name, unit = ("psnr", "PSNR", "dB") if restores else ("top1", "top-1", "%")
     best: list[tuple[float, float]] = []
     for column, color, label, style in (
-        ("eval_top1", ORANGE, "top-1", "-"),
+        (f"eval_{metric}", ORANGE, name, "-"),
         ("eval_top5", BLUE, "top-5", "-"),
-        ("eval_ema_top1", GREEN, "top-1, averaged weights", "--"),
+        (f"eval_ema_{metric}", GREEN, f"{name}, averaged weights", "--"),
     ):
         points = line(accuracy, column, color, label, linestyle=style)
-        if points and "top1" in column:
+        if points and metric in column:
             best.append(max(points, key=lambda point: point[1]))
     if best:
         epoch, value = max(best, key=lambda point: point[1])
-        accuracy.set_title(f"best top-1: {value:.2f} % after epoch {epoch:.0f}", fontsize=10)
+        accuracy.set_title(f"best {name}: {value:.2f} {unit} after epoch {epoch:.0f}", fontsize=10)
         accuracy.legend(fontsize=8, loc="lower right")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)")
+    accuracy.set(xlabel="epoch", ylabel=f"validation {'PSNR' if restores else 'accuracy'} ({unit})")
     for axes in (loss, accuracy):
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -291,3 +294,43 @@ def draw_confusion(counts: Any, names: Sequence[str] | None, path: str | Path, t
                         column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=7
                     )
     save_figure(figure, path)
+
+
+def draw_restorations(
+    examples: Sequence[tuple[str, Any, Any, Any, float, float]], path: str | Path, title: str, side: int = 160
+) -> None:
+    """Draw images before and after restoration beside the truth: a row each, with a detail of the busiest part.
+
+    Args:
+        examples: Name; before, after and truth as float tensors (c, h, w) of values in [0, 1]; PSNR before and after.
+        path: PNG file.
+        title: Heading.
+        side: Pixels of the detail's sides.
+    """
+    figure = Figure(figsize=(13, 3.5 * len(examples) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(examples), 4, squeeze=False)
+    for row, (name, before, after, truth, psnr_before, psnr_after) in zip(axes, examples, strict=True):
+        top, left = _busiest(truth, side)
+        _show(row[0], truth, name)
+        row[0].add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=RED, linewidth=1.5))
+        labels = (f"before: {psnr_before:.2f} dB", f"after: {psnr_after:.2f} dB", "truth")
+        for axis, image, label in zip(row[1:], (before, after, truth), labels, strict=True):
+            _show(axis, image[:, top : top + side, left : left + side], label)
+    save_figure(figure, path)
+
+
+def _show(axes: Any, image: Any, title: str) -> None:
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+
+
+def _busiest(image: Any, side: int) -> tuple[int, int]:
+    """Top and left of the square whose neighbouring pixels differ most."""
+    grey = image.mean(0)
+    change = grey.diff(dim=0)[:, :-1].abs() + grey.diff(dim=1)[:-1].abs()
+    height, width = (max(length - side, 0) for length in grey.shape)
+    places = [(top, left) for top in range(0, height + 1, 16) for left in range(0, width + 1, 16)]
+    return max(places, key=lambda place: float(change[place[0] : place[0] + side, place[1] : place[1] + side].sum()))

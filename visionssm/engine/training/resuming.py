@@ -1,14 +1,43 @@
-"""What a run that continues with other options changes: said in a line, and done before the next step."""
+"""What a run continues from; and what other options change in it: said in a line, done before the next step."""
 
 import argparse
+import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...checkpoints import read_content
 from ...errors import UserError
+from .checkpoints import find_newest
+from .run_folder import RunFolder
+
+_logger = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = ("weight_decay", "eps", "betas", "momentum", "nesterov", "lr_scale")
+
+
+def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | None]:
+    """Return the checkpoint to continue from and its path, or (None, None) to start anew.
+
+    `auto` takes the furthest readable checkpoint of the run folder and names the damaged ones it passed over.
+
+    Raises:
+        UserError: A named checkpoint cannot be read, or all checkpoints of the folder are damaged.
+    """
+    if not resume:
+        return None, None
+    if resume != "auto":
+        return read_content(resume), Path(resume)
+    path, problems = find_newest(folder.path)
+    for problem in problems:
+        _logger.warning("%s; passed over", problem)
+    if path is None:
+        if problems:
+            raise UserError(f"no checkpoint in {folder.path} is readable; start anew with --overwrite")
+        return None, None
+    return read_content(path), path
 
 
 def changed_options(checkpoint: Mapping[str, Any], options: Mapping[str, Any], names: Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,14 @@ from .tasks import CarriesRunState
 from .updater import Updater
 
 _logger = logging.getLogger(__name__)
+
+_FORMATS = {
+    "loss": "loss {:.4f}",
+    "top1": "top-1 {:.2f} %",
+    "top5": "top-5 {:.2f} %",
+    "psnr": "PSNR {:.3f} dB",
+    "ssim": "SSIM {:.4f}",
+}
 
 STOP_POLL = 10  # updates between agreements on stopping when there are several processes
 
@@ -111,6 +119,7 @@ class Trainer:
         log_interval: Batches between log lines.
         val_interval: Epochs between evaluations.
         recovery_interval: Updates between checkpoints inside an epoch; 0 for none.
+        evaluate: Measures a model; arguments as those of the classifiers' `evaluate`.
     """
 
     name: str
@@ -133,12 +142,13 @@ class Trainer:
     channels_last: bool
     grad_accum_steps: int
     max_nonfinite: int
-    eval_metric: Literal["top1", "top5", "loss"]
+    eval_metric: Literal["top1", "top5", "loss", "psnr", "ssim"]
     evaluate_average: bool
     dist_bn: Literal["broadcast", "reduce", ""]
     log_interval: int
     val_interval: int
     recovery_interval: int
+    evaluate: Callable[..., dict[str, float]] = evaluate
     resumed: bool = field(default=False, init=False)
     continues_folder: bool = field(default=False, init=False)
 
@@ -395,9 +405,9 @@ class Trainer:
                 raise stop.interruption()
 
         options: dict[str, Any] = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.channels_last)
-        result = evaluate(without_ddp(self.task.get_eval_model()), self.eval_loader, self.device, **options)
+        result = self.evaluate(without_ddp(self.task.get_eval_model()), self.eval_loader, self.device, **options)
         if self._has_average():
-            averaged = evaluate(
+            averaged = self.evaluate(
                 without_ddp(self.task.get_eval_model(ema=True)), self.eval_loader, self.device, **options
             )
             result |= {f"ema_{name}": value for name, value in averaged.items()}
@@ -407,12 +417,15 @@ class Trainer:
         parts = [f"epoch {epoch + 1}/{self.epochs} done in {seconds:.1f} s: train loss {train['loss']:.4f}"]
         few = self.facts.get("classes") and len(self.facts["classes"]) <= 5  # where top-5 says nothing
         if evaluation:
-            parts.append(
-                f"validation loss {evaluation['loss']:.4f}, top-1 {evaluation['top1']:.2f} %"
-                + ("" if few else f", top-5 {evaluation['top5']:.2f} %")
+            shown = (
+                text.format(evaluation[name])
+                for name, text in _FORMATS.items()
+                if name in evaluation and not (few and name == "top5")
             )
-        if "ema_top1" in evaluation:
-            parts.append(f"averaged weights top-1 {evaluation['ema_top1']:.2f} %")
+            parts.append(f"validation {', '.join(shown)}")
+        for name in ("top1", "psnr"):
+            if f"ema_{name}" in evaluation:
+                parts.append(f"averaged weights {_FORMATS[name].format(evaluation[f'ema_{name}'])}")
         if self.saver.best_metric is not None:
             parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch + 1}")
         if self.position.skipped:
