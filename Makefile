@@ -107,7 +107,7 @@ demo-restoration: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tools/train_restoration.py -c configs/restoration/demo.yaml \
 		--data-dir $(WORK)/photos --output $(RESTORED) --overwrite
 	OMP_NUM_THREADS=1 $(BIN)/python tools/restore.py $(WORK)/photos/validation --degradation bicubic \
-		--checkpoint $(RESTORED)/last.pth.tar --output $(RESTORED)/images --csv $(RESTORED)/figures.csv \
+		--checkpoint $(RESTORED)/last.pth.tar --output $(RESTORED)/images --results-file $(RESTORED)/figures.csv \
 		--picture $(RESTORED)/restored.png
 	@echo "pictures: $(RESTORED)/restored.png (before, after, truth), $(RESTORED)/curve.png"
 

@@ -64,7 +64,7 @@ def test_restores_files_from_a_runs_checkpoint(photos, tmp_path, capsys):
     degraded, sharp = whole_pair(photos / "validation" / "0.png", None, Degradation("bicubic"), 3, 2)
     to_image(degraded).save(low / "0x2.png")
     common = ["--checkpoint", checkpoint, "--device", "cpu", "--output", str(tmp_path / "out")]
-    given = [str(low), *common, "--references", str(photos / "validation"), "--csv", str(tmp_path / "a.csv")]
+    given = [str(low), *common, "--references", str(photos / "validation"), "--results-file", str(tmp_path / "a.csv")]
     assert restore.main(given) == 0
     with Image.open(tmp_path / "out" / "0x2.png") as image:
         restored = to_tensor(image)

@@ -34,6 +34,7 @@ from ..engine.training.tasks import create_task
 from ..engine.training.trainer import Trainer
 from ..engine.training.updater import Updater
 from ..errors import UserError
+from . import _auto
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     """
     if not args.data_dir:
         raise UserError("--data-dir is missing: a folder with train and validation inside")
+    args.workers = _auto.workers(args.workers)
     folder = RunFolder(args.output, args.experiment, resume=args.resume, overwrite=args.overwrite, options=vars(args))
     seed_everything(args.seed, "weights")
     model = build_restorer(args.model, args.model_kwargs)

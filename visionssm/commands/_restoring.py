@@ -92,8 +92,8 @@ def restore(args: argparse.Namespace) -> list[dict]:
             f"PSNR {mean['psnr_before']:.2f} dB, SSIM {mean['ssim_before']:.4f}"
             + (" (enlarged by bicubic interpolation)" if scale > 1 else "")
         )
-    if args.csv:
-        write_rows(args.csv, rows, "csv")
+    if args.results_file:
+        write_rows(args.results_file, rows, args.results_format)
     if args.picture:
         from ..engine.reports.plots import draw_restorations  # noqa: PLC0415  matplotlib is heavy
 

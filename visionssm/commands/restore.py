@@ -9,8 +9,8 @@ PSNR and SSIM are taken when the truth is known: --references names sharp images
 """
 
 from ._boundary import bounded
-from ._inference_options import WEIGHTS
-from ._parser import CommandParser, KeyValues, command_parser
+from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 
 def build_parser() -> CommandParser:
@@ -18,33 +18,23 @@ def build_parser() -> CommandParser:
     parser = command_parser(
         __name__, __doc__, usage="visionssm restore IMAGE [IMAGE ...] --checkpoint FILE --output DIR [options]"
     )
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
+    add = parser.add_argument_group("restoration").add_argument
     add("--output", metavar="DIR", required=True, help="folder that receives a PNG file for each image")
-    add(
-        "--model", metavar="NAME", help="a name of visionssm.restoration.list_models; a run's checkpoint says it itself"
-    )
-    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
-    add("--checkpoint", metavar="FILE", required=True, help="checkpoint of a run or an author's weight file")
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="which weights of the file; auto takes the averaged ones where there are any",
-    )
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--amp", action="store_true", help="mixed precision")
-    add("--amp-dtype", choices=("float16", "bfloat16"), default="float16", help="lower precision of AMP")
-    add(
-        "--tile", type=int, default=256, metavar="N", help="restore larger images by tiles of N x N; 0 for whole images"
-    )
+    add("--tile", type=int, default=256, metavar="N", help="sides of tiles that larger images are cut into; 0 for none")
     add("--overlap", type=int, default=16, metavar="N", help="pixels that neighbouring tiles share")
+    group = parser.add_argument_group("model; a run's checkpoint says all of it, and an option overrides that")
+    add_options(group, "model", help="a name of visionssm.restoration.list_models")
+    add_options(group, "model-kwargs")
+    add_options(group, "checkpoint", required=True)
+    add_options(group, "weights")
+    add_options(parser.add_argument_group("device and precision"), "device", "amp", "amp-dtype")
     truth = parser.add_argument_group("truth, for PSNR and SSIM")
     truth.add_argument("--references", nargs="+", metavar="IMAGE", help="sharp images or folders of them")
     truth.add_argument("--degradation", metavar="HOW", help="bicubic, noise=25 or jpeg=10: make the images worse first")
     truth.add_argument("--space", choices=("y", "rgb"), default="y", help="compare luma, or all channels")
-    truth.add_argument("--csv", metavar="FILE", help="the figures of all images as CSV")
     truth.add_argument("--picture", metavar="PNG", help="picture of some images: before, after, truth")
+    add_options(truth, "results-file", "results-format")
     return parser
 
 

@@ -14,8 +14,9 @@ import logging
 from ..errors import UserError
 from ._arguments import add_device, add_ema, add_optimizer, add_run, add_schedule
 from ._boundary import bounded
-from ._parser import CommandParser, KeyValues, command_parser
+from ._parser import CommandParser, command_parser
 from ._recipes import apply_recipe
+from ._vocabulary import add_options
 
 _logger = logging.getLogger(__name__)
 
@@ -28,19 +29,20 @@ def build_parser() -> CommandParser:
         usage="visionssm train-restoration --model NAME --data-dir DIR --output DIR [--resume auto] [options]",
     )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="YAML file, below the command line")
-    add = parser.add_argument_group("data").add_argument
-    add("--data-dir", metavar="DIR", help="folder with train and validation inside")
+    group = parser.add_argument_group("data")
+    add_options(group, "data-dir", help="folder with train and validation inside")
+    add_options(group, "batch-size", default=32, help="patches per step and process")
+    add_options(group, "workers")
+    add = group.add_argument
     add("--degradation", metavar="HOW", help="bicubic, noise=25 or jpeg=10; pairs from folders when not given")
     add("--patch-size", type=int, default=64, metavar="N", help="sides of the degraded patches")
-    add("-b", "--batch-size", type=int, default=32, metavar="N", help="patches per step and process")
     add("--epoch-steps", type=int, default=1000, metavar="N", help="steps that count as an epoch")
-    add("-j", "--workers", type=int, default=4, metavar="N", help="loader processes per training process")
     add("--space", choices=("y", "rgb"), default="y", help="evaluate luma, or all channels")
-    add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="NAME", default="mambair_light", help="a name of visionssm.restoration.list_models")
-    add("--model-kwargs", nargs="*", default={}, action=KeyValues, metavar="KEY=VALUE", help="constructor arguments")
+    group = parser.add_argument_group("model and loss")
+    add_options(group, "model", default="mambair_light", help="a name of visionssm.restoration.list_models")
+    add_options(group, "model-kwargs", "grad-checkpointing")
+    add = group.add_argument
     add("--initial-checkpoint", metavar="FILE", default="", help="start from these weights, of a run or an author")
-    add("--grad-checkpointing", action="store_true", help="recompute activations in the backward pass")
     add("--loss", choices=("l1", "charbonnier", "mse"), default="l1", help="what is minimised")
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="steps per optimizer update")
     add_device(parser.add_argument_group("device and precision"))
