@@ -1,6 +1,6 @@
 """Run everything and write dated reports, one file a part, to reports/.
 
-    python tests/report.py [parity tests timm faults digits]
+    python tests/report.py [parity tests timm faults sharded digits]
 
 Without arguments, all parts:
 
@@ -8,6 +8,7 @@ Without arguments, all parts:
     tests    all tests that need no GPU, slow ones included, except the last two parts
     timm     timm's own model tests on every variant
     faults   a training that is killed again and again
+    sharded  a sharded training of two processes that are killed again and again
     digits   the pico variant of each family trained on handwritten digits
 """
 
@@ -40,6 +41,7 @@ PARTS = {
     ],
     "timm": ["tests/timm_suite/run.py", "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
+    "sharded": ["tests/engine/sharded_fault_run.py"],
     "digits": ["-m", "pytest", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
 }
 

@@ -69,7 +69,7 @@ def run(image_folder, tmp_path):
                 argv.append(f"--{name}")
             elif isinstance(value, list):
                 argv += [f"--{name}", *map(str, value)]
-            elif value is not None:
+            elif value not in (None, False):
                 argv += [f"--{name}", str(value)]
         return train_command.main(argv)
 

@@ -164,6 +164,10 @@ def read_content(path: str | os.PathLike, mmap: bool = False) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, no checkpoint, or would need code that is not allowed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"checkpoint {path} is a folder; of a sharded training's tools/consolidate.py makes a file"
+        )
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     size = path.stat().st_size

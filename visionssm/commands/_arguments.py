@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.data.limits import MAX_PIXELS
+from ..engine.data.limits import DECODERS, MAX_PIXELS
 from ..errors import UserError
 from ._parser import CommandParser, KeyValues, command_parser
 from ._recipes import apply_recipe
@@ -25,6 +25,7 @@ def build_parser() -> CommandParser:
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("model"))
     add_device(parser.add_argument_group("device and precision"))
+    _add_sharding(parser.add_argument_group("sharding"))
     add_optimizer(parser.add_argument_group("optimizer"))
     add_schedule(parser.add_argument_group("learning rate schedule"))
     _add_augmentation(parser.add_argument_group("augmentation and regularisation"))
@@ -81,6 +82,7 @@ def _add_data(group) -> None:
         help="draw images so that an epoch sees every class as often, with replacement",
     )
     add_options(group, "workers", help="loader processes per training process; auto: one per core, at most 4")
+    add("--decoder", choices=DECODERS, default="pillow", help="what decodes JPEG, PNG and WebP files in colour")
     add("--pin-mem", action="store_true", help="pin host memory for faster copies to a GPU")
 
 
@@ -133,6 +135,12 @@ def add_device(group) -> None:
     add("--no-ddp-bb", action="store_true", help="do not broadcast buffers in DDP")
     add("--dist-backend", metavar="NAME", help="nccl or gloo; by the device when not given")
     add("--dist-timeout", type=float, default=600.0, metavar="SECONDS", help="wait for a silent peer before giving up")
+
+
+def _add_sharding(group) -> None:
+    add = group.add_argument
+    add("--fsdp", action="store_true", help="shard weights, gradients and optimizer state over the processes (FSDP2)")
+    add("--fsdp-offload", action="store_true", help="with --fsdp: keep the shares on the CPU between uses")
 
 
 def add_optimizer(group) -> None:

@@ -36,6 +36,7 @@ class DataOptions:
     balanced_sampling: bool
     bad_images: Literal["refuse", "skip"]
     workers: int
+    decoder: str
     pin_mem: bool
     batch_size: int
     validation_batch_size: int | None
@@ -158,6 +159,8 @@ class DeviceOptions:
     no_ddp_bb: bool
     dist_backend: str | None
     dist_timeout: float
+    fsdp: bool
+    fsdp_offload: bool
 
     @property
     def lower_precision(self) -> str | None:

@@ -65,6 +65,8 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
     """
     device, world = processes.start(args.device, args.dist_backend, args.dist_timeout)
     setup_logging(world.primary)
+    if processes.restarts():
+        args.resume, args.overwrite = "auto", False
     trainer = build_trainer(args, device, world)
     with log_file(trainer.folder.path / "train.log") if world.primary else nullcontext():
         return trainer.fit(stop)

@@ -20,9 +20,11 @@ from ..engine.data.loaders import TrainLoader, create_eval_loader, create_mixup,
 from ..engine.data.randomness import seed_everything
 from ..engine.reports.progress import Trackers, log_file, setup_logging
 from ..engine.training import building
-from ..engine.training.checkpoints import AtomicSaver, restore_task
+from ..engine.training.checkpoints import AtomicSaver, restore_optimizer, restore_task
 from ..engine.training.resuming import changed_options, read_resumed, renew
 from ..engine.training.run_folder import RunFolder
+from ..engine.training.sharded_checkpoints import ShardedSaver, restore_sharded
+from ..engine.training.sharding import refuse_unsharded, shard_task, share_optimizer_state
 from ..engine.training.stopping import StopRequest
 from ..engine.training.tasks import Distillation, create_task
 from ..engine.training.trainer import Trainer
@@ -46,11 +48,16 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
         Interrupted: A signal stopped the run after storing it.
     """
     args.workers = _auto.workers(args.workers)
-    device, world = processes.start(args.device, args.dist_backend, args.dist_timeout)
+    device, world = processes.start(args.device, args.dist_backend, args.dist_timeout, sharded=args.fsdp)
     setup_logging(world.primary)
+    if processes.restarts():
+        args.resume, args.overwrite = "auto", False
     trainer = build_trainer(args, device, world)
     with log_file(trainer.folder.path / "train.log") if world.primary else nullcontext():
-        return trainer.fit(stop)
+        result = trainer.fit(stop)
+        if isinstance(trainer.saver, ShardedSaver) and world.primary:
+            trainer.saver.write_files()
+    return result
 
 
 def build_trainer(args: argparse.Namespace, device: torch.device, world: processes.World) -> Trainer:
@@ -76,6 +83,18 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     args.num_classes = count_classes(args.num_classes, names)
     options = TrainOptions.of(args)
     data, optim = options.data, options.optim
+    if options.device.fsdp:
+        refuse_unsharded(
+            optimizer=optim.opt,
+            clip_mode=optim.clip_mode if optim.clip_grad is not None else "norm",
+            compiled=bool(options.model.torchcompile),
+            distillation=options.distillation.kd_distill_type if options.distillation.kd_model_name else None,
+            average_on_cpu=optim.model_ema and optim.model_ema_force_cpu,
+            offload=options.device.fsdp_offload,
+            device=device,
+        )
+    elif options.device.fsdp_offload:
+        raise UserError("--fsdp-offload belongs to --fsdp; give both")
 
     model = create_model(options, args.num_classes)
     if removed := getattr(model, "removed", ()):  # by a pruned file that the run begins with
@@ -121,6 +140,17 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     task = create_task(model, loss, device, distillation(options.distillation))
     rate, sentence = learning_rate(options, world.size)
     _logger.info(sentence)
+    if optim.model_ema:
+        task.setup_ema(
+            decay=optim.model_ema_decay,
+            use_warmup=optim.model_ema_warmup,
+            device=torch.device("cpu") if optim.model_ema_force_cpu else None,
+        )
+    checkpoint, path = read_resumed(run.resume, folder, options.device.fsdp)
+    if options.device.fsdp:
+        if checkpoint is not None and path is not None and path.is_file():
+            restore_task(task, checkpoint, path, options.model.model, None)
+        shard_task(task, device, world, offload=options.device.fsdp_offload)
     optimizer = create_optimizer(task.get_trainable_module(), optim, rate)
     precision = options.device.lower_precision
     updater = Updater(
@@ -131,23 +161,22 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         clip_mode=optim.clip_mode,
         scale_loss=precision == "float16",
     )
-    if optim.model_ema:
-        task.setup_ema(
-            decay=optim.model_ema_decay,
-            use_warmup=optim.model_ema_warmup,
-            device=torch.device("cpu") if optim.model_ema_force_cpu else None,
-        )
     updates_per_epoch = -(-len(train_loader) // optim.grad_accum_steps)
     scheduler, epochs = building.create_scheduler(optimizer, scheduler_kwargs(options.schedule), updates_per_epoch)
 
     # After the scheduler, which sets initial learning rates, so that the checkpoint's rates stand.
-    checkpoint, path = read_resumed(run.resume, folder)
     changed: list[str] = []
     if checkpoint is not None and path is not None:
         fresh = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         kept = None if run.no_resume_opt else optimizer
         changed = changed_options(checkpoint, vars(args), continued_options()) if kept else []
-        restore_task(task, checkpoint, path, options.model.model, kept, updater)
+        if not options.device.fsdp:
+            restore_task(task, checkpoint, path, options.model.model, kept, updater)
+        elif path.is_dir():
+            restore_sharded(task, path, checkpoint, options.model.model, kept, updater)
+        elif kept:
+            restore_optimizer(optimizer, checkpoint, path, updater)
+            share_optimizer_state(optimizer)
         if kept:
             past = hasattr(scheduler, "lr_scheduler")
             anew = past and not (task.run_state or {}).get("scheduler")
@@ -156,14 +185,26 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         compilation = {"backend": options.model.torchcompile, "mode": options.model.torchcompile_mode}
         task.compile(**compilation)
         task.compile_ema(**compilation)
-    if world.size > 1:
+    if world.size > 1 and not options.device.fsdp:
         task.prepare_distributed(
             device_ids=[world.local_rank] if device.type == "cuda" else None,
             broadcast_buffers=not options.device.no_ddp_bb,
         )
 
-    saver = None
-    if world.primary:
+    saver: AtomicSaver | ShardedSaver | None = None
+    if options.device.fsdp:
+        saver = ShardedSaver(
+            folder.path,
+            task,
+            optimizer,
+            updater,
+            args,
+            world,
+            timeout=options.device.dist_timeout,
+            decreasing=run.eval_metric == "loss",
+            max_history=run.checkpoint_hist,
+        )
+    elif world.primary:
         saver = AtomicSaver(
             model=task.get_trainable_module(),
             task=task,
@@ -212,7 +253,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
             "grad_accum_steps": optim.grad_accum_steps,
             "seed": run.seed,
             "aug_repeats": options.augmentation.aug_repeats,
-            "train_images": images,
+            "train_images": train_loader.num_samples,
         },
         seed=run.seed,
         lower_precision=precision,
@@ -284,7 +325,7 @@ def given_class_map(data: DataOptions, training: bool) -> dict[str, int] | None:
 def image_reader(data: DataOptions, config: dict) -> ImageReader:
     """Return what brings images to the model's channels."""
     low_high = None if data.pixel_range is None else (data.pixel_range[0], data.pixel_range[1])
-    return ImageReader(config["input_size"][0], data.input_img_mode, low_high, data.max_pixels)
+    return ImageReader(config["input_size"][0], data.input_img_mode, low_high, data.max_pixels, data.decoder)
 
 
 def create_model(options: TrainOptions, num_classes: int) -> torch.nn.Module:
@@ -348,6 +389,7 @@ def create_loader(
         pin_memory=data.pin_mem,
         bad_images=data.bad_images,
         reader=reader,
+        num_samples=data.train_num_samples,
         sample_weights=building.balanced_samples(labels(dataset)) if data.balanced_sampling else None,
     )
 

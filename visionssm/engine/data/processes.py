@@ -40,16 +40,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def start(device_name: str, backend: str | None, timeout: float) -> tuple[torch.device, World]:
+def start(
+    device_name: str, backend: str | None, timeout: float, *, sharded: bool = False
+) -> tuple[torch.device, World]:
     """Join the processes that torchrun or SLURM started, if any.
 
     Args:
         device_name: As for `resolve_device`; each process takes the GPU of its local rank.
         backend: torch.distributed backend, or None for nccl on GPUs and gloo elsewhere.
         timeout: Seconds without an answer after which a peer counts as lost.
+        sharded: Make a group for one process too, and let tensors on the CPU travel beside those on GPUs: checkpoints
+            are written behind the training's back, and shares may lie on the CPU.
     """
     device = resolve_device(device_name)
+    backend = backend or ("gloo" if device.type != "cuda" else "cpu:gloo,cuda:nccl" if sharded else "nccl")
     if not is_distributed_env():
+        if sharded:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return device, World()
     local_rank, rank, size = world_info_from_env()
     if device.type == "cuda":
@@ -57,11 +64,13 @@ def start(device_name: str, backend: str | None, timeout: float) -> tuple[torch.
         torch.cuda.set_device(device)
     # torchrun sets these; under plain SLURM the launcher script sets MASTER_ADDR and MASTER_PORT.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
-    dist.init_process_group(
-        backend or ("nccl" if device.type == "cuda" else "gloo"),
-        timeout=timedelta(seconds=timeout),
-    )
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
     return device, World(rank, local_rank, size)
+
+
+def restarts() -> int:
+    """Return how often torchrun has restarted the processes of this run (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 class PeerLostError(UserError):
@@ -75,7 +84,7 @@ def is_peer_failure(error: RuntimeError) -> bool:
 
 def stop(peers_answer: bool = True) -> None:
     """Leave the group of processes; without a goodbye when there is nobody to hear it."""
-    if dist.is_initialized() and peers_answer:
+    if dist.is_initialized() and (peers_answer or dist.get_world_size() == 1):
         dist.destroy_process_group()
 
 

@@ -1,18 +1,19 @@
 """Loss, top-1 and top-5 over a loader, and what single classes come to."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from timm.task import ClassificationEvaluator
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 from ...errors import UserError
 from ..data.datasets import SKIPPED
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: torch.nn.Module,
     loader: Iterable,
@@ -39,6 +40,20 @@ def evaluate(
         UserError: No image could be read, or a label is not a class of the model.
     """
     model.eval()
+    # what a sharded model gathers here is used by the next training step, and tensors of inference could not be
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    with nullcontext() if sharded else torch.inference_mode():
+        return _evaluate(model, loader, device, autocast, on_batch, channels_last)
+
+
+def _evaluate(
+    model: torch.nn.Module,
+    loader: Iterable,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+    on_batch: Callable[[torch.Tensor, torch.Tensor], None] | None,
+    channels_last: bool,
+) -> dict[str, float]:
     evaluator = ClassificationEvaluator(device=device)
     for images, labels in loader:
         if channels_last:

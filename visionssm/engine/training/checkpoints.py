@@ -13,6 +13,7 @@ from timm.utils import CheckpointSaver
 from ...checkpoints import check_same, read_content, run_state, unwrap
 from ...errors import UserError
 from ...files import sync_folder, write_atomically
+from .sharded_checkpoints import read_run, sharded_checkpoints
 
 EXTENSION = ".pth.tar"
 
@@ -97,7 +98,12 @@ def recovery_files(folder: Path) -> list[Path]:
 
 
 def run_checkpoints(folder: Path) -> list[Path]:
-    """Return all checkpoints of a run folder."""
+    """Return all checkpoints of a run folder: files, and the folders of sharded ones."""
+    return [*files(folder), *sharded_checkpoints(folder)]
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the ordinary checkpoints of a run folder."""
     names = [folder / f"last{EXTENSION}", *recovery_files(folder), *folder.glob(f"checkpoint-*{EXTENSION}")]
     return [path for path in names if path.is_file()]
 
@@ -117,7 +123,8 @@ def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     problems, candidates = [], []
     for path in run_checkpoints(folder):
         try:
-            candidates.append((position(read_content(path, mmap=True)), path.name.startswith("last"), path))
+            content = read_run(path) if path.is_dir() else read_content(path, mmap=True)
+            candidates.append((position(content), path.name.startswith("last"), path))
         except UserError as error:
             problems.append(str(error))
     return (max(candidates)[2] if candidates else None), problems
@@ -159,15 +166,26 @@ def restore_task(
             )
         task.load_checkpoint_state(unwrap(checkpoint, "ema"), checkpoint.get("task_state_ema"), ema=True)
     if optimizer is not None:
-        try:
-            optimizer.load_state_dict(checkpoint["optimizer"])
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"checkpoint {path} has no optimizer state of this kind ({error}); "
-                "resume the weights alone with --no-resume-opt"
-            ) from error
-        if scaler is not None and scaler.state_dict_key in checkpoint:
-            scaler.load_state_dict(checkpoint[scaler.state_dict_key])
+        restore_optimizer(optimizer, checkpoint, path, scaler)
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, checkpoint: dict[str, Any], path: Path, scaler: Any = None
+) -> None:
+    """Load an optimizer's state and the loss scale.
+
+    Raises:
+        UserError: The checkpoint has none of this kind.
+    """
+    try:
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {path} has no optimizer state of this kind ({error}); "
+            "resume the weights alone with --no-resume-opt"
+        ) from error
+    if scaler is not None and scaler.state_dict_key in checkpoint:
+        scaler.load_state_dict(checkpoint[scaler.state_dict_key])
 
 
 def _bare(module: Any) -> torch.nn.Module:

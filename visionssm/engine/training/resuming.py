@@ -8,20 +8,23 @@ from typing import Any
 
 import torch
 
-from ...checkpoints import read_content
+from ...checkpoints import read_content, run_state
 from ...errors import UserError
 from .checkpoints import find_newest
 from .run_folder import RunFolder
+from .sharded_checkpoints import consolidate, read_run
 
 _logger = logging.getLogger(__name__)
 
 _HYPERPARAMETERS = ("weight_decay", "eps", "betas", "momentum", "nesterov", "lr_scale")
 
 
-def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | None]:
+def read_resumed(resume: str, folder: RunFolder, sharded: bool = False) -> tuple[dict | None, Path | None]:
     """Return the checkpoint to continue from and its path, or (None, None) to start anew.
 
-    `auto` takes the furthest readable checkpoint of the run folder and names the damaged ones it passed over.
+    Of a sharded one a sharded run gets what is no tensor, since every process reads the tensors of its shares; others
+    get all of it. `auto` takes the furthest readable checkpoint of the run folder and names the damaged ones it passed
+    over.
 
     Raises:
         UserError: A named checkpoint cannot be read, or all checkpoints of the folder are damaged.
@@ -29,7 +32,10 @@ def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | No
     if not resume:
         return None, None
     if resume != "auto":
-        return read_content(resume), Path(resume)
+        content = _read(Path(resume), sharded)
+        if run_state(content) and "step" not in run_state(content):
+            raise UserError(f"{resume} is of no training that could continue; begin with it by --pretrained-path")
+        return content, Path(resume)
     path, problems = find_newest(folder.path)
     for problem in problems:
         _logger.warning("%s; passed over", problem)
@@ -37,7 +43,13 @@ def read_resumed(resume: str, folder: RunFolder) -> tuple[dict | None, Path | No
         if problems:
             raise UserError(f"no checkpoint in {folder.path} is readable; start anew with --overwrite")
         return None, None
-    return read_content(path), path
+    return _read(path, sharded), path
+
+
+def _read(path: Path, sharded: bool) -> dict[str, Any]:
+    if not path.is_dir():
+        return read_content(path)
+    return read_run(path) if sharded else consolidate(path)
 
 
 def changed_options(checkpoint: Mapping[str, Any], options: Mapping[str, Any], names: Iterable[str]) -> list[str]:

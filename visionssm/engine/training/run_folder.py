@@ -1,5 +1,6 @@
 """The folder of a run: what may be written there, and when."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import yaml
 
 from ...errors import UserError
 from ...files import write_text
-from .checkpoints import EXTENSION, run_checkpoints
+from .checkpoints import EXTENSION, files, run_checkpoints
+from .sharded_checkpoints import remove, sharded_checkpoints
 
 KEPT_OUT_OF_ARGS = ("config", "overwrite")
 
@@ -60,15 +62,20 @@ class RunFolder:
             return
         self.claimed = True
         for leftover in self.path.glob(".*.tmp"):  # of writes that a kill cut short
-            leftover.unlink()
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
         if not keep:
             for old in (
-                *run_checkpoints(self.path),
+                *files(self.path),
                 self.path / f"model_best{EXTENSION}",
                 self.path / "summary.csv",
                 self.path / "curve.png",
             ):
                 old.unlink(missing_ok=True)
+            for folder in sharded_checkpoints(self.path):
+                remove(folder)
         options = {name: value for name, value in sorted(self.options.items()) if name not in KEPT_OUT_OF_ARGS}
         write_text(self.path / "args.yaml", yaml.safe_dump(options))
 

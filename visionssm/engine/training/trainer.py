@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...errors import UserError
 from ..data.loaders import TrainLoader
-from ..data.processes import PeerLostError, World, is_peer_failure
+from ..data.processes import PeerLostError, World, any_process, is_peer_failure
 from ..data.randomness import seed_everything
 from ..data.workers import LoaderProcessError
 from ..inference.evaluation import evaluate
@@ -25,7 +25,9 @@ from ..reports.plots import draw_curves
 from ..reports.progress import Progress, Summary, Trackers, read_summary
 from .checkpoints import AtomicSaver
 from .run_folder import RunFolder
-from .stopping import StopRequest
+from .sharded_checkpoints import ShardedSaver
+from .sharding import even, is_sharded, own_share
+from .stopping import Interrupted, StopRequest
 from .tasks import CarriesRunState
 from .updater import Updater
 
@@ -103,7 +105,7 @@ class Trainer:
         train_loader: Training batches.
         eval_loader: Validation batches.
         folder: Run folder.
-        saver: Writes checkpoints; None in all but the first process.
+        saver: Writes checkpoints; None in all but the first process, unless every process writes a part.
         trackers: TensorBoard and the like.
         device: Device.
         world: Processes of the run.
@@ -132,7 +134,7 @@ class Trainer:
     train_loader: TrainLoader
     eval_loader: Any
     folder: RunFolder
-    saver: AtomicSaver | None
+    saver: AtomicSaver | ShardedSaver | None
     trackers: Trackers
     device: torch.device
     world: World
@@ -163,7 +165,7 @@ class Trainer:
         return self.position.state() | {
             "scheduler": scheduler_state(self.scheduler),
             "wandb": self.trackers.wandb_id,
-            "facts": self.facts,
+            "facts": self.facts | {"steps": self.steps, "stream": self.train_loader.layout()},
         }
 
     def resume(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -178,8 +180,10 @@ class Trainer:
         if state is None:  # a checkpoint of timm's own trainer
             self.start_at(checkpoint.get("epoch", -1) + 1)
         else:
+            facts = state["facts"]
             if state["step"]:
-                self._check_same_batches(state["facts"], path)
+                self._check_same_batches(facts, path)
+            self.train_loader.adopt(facts.get("stream"), facts["batch_size"] * facts["processes"])
             self.position.load(state)
             if self.train_loader.sampler is None:
                 self.position.step = 0  # a stream has no position to return to
@@ -229,6 +233,10 @@ class Trainer:
         try:
             while self.position.epoch < self.epochs:
                 result = self._run_epoch(stop)
+        except Interrupted:
+            if isinstance(self.saver, ShardedSaver):
+                self.saver.finish()
+            raise
         except LoaderProcessError as error:
             raise LoaderProcessError(
                 f"{error} in {self.position}; lower --workers or --batch-size and continue with --resume auto"
@@ -240,6 +248,8 @@ class Trainer:
                     f"({str(error).splitlines()[0][:200]}); restart all with --resume auto"
                 ) from error
             raise
+        if isinstance(self.saver, ShardedSaver):
+            self.saver.finish()
         if self.saver is not None and self.saver.best_metric is not None:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
             _logger.info(
@@ -271,11 +281,13 @@ class Trainer:
         self.position.forget_losses()
         if self.scheduler is not None:
             self.scheduler.step(epoch + 1, metric)
-        if self.saver is not None:
+        if self.world.primary:
             self.folder.claim(keep=self.continues_folder)
             self.summary.add(epoch, train, evaluation, rate)
+        if self.saver is not None:
             self.task.run_state = self.run_state()
             self.saver.save_checkpoint(epoch, metric)
+        if self.world.primary:
             rows = read_summary(self.folder.summary)
             draw_curves(rows, self.folder.curve, f"{self.name}: {epoch + 1} of {self.epochs} epochs")
             self.trackers.log({name: value for name, value in rows[-1].items() if name != "epoch"}, epoch)
@@ -364,7 +376,8 @@ class Trainer:
 
     def _keep_weights(self, step: int) -> str:
         """Store the weights of the last finite update, and say what to do with them."""
-        if not all(p.isfinite().all() for p in self.task.get_trainable_module().parameters()):
+        bad = not all(own_share(p).isfinite().all() for p in self.task.get_trainable_module().parameters())
+        if any_process(bad, self.world, self.device):
             return "the weights are not finite either, so only earlier checkpoints are good"
         self.position.step, self.position.skipped_in_a_row = step + 1, 0
         self.store_position()
@@ -381,8 +394,9 @@ class Trainer:
             if self.world.primary:
                 self.position.loss_sum.copy_(totals[0])
                 self.position.loss_count = int(totals[1])
-        if self.saver is not None:
+        if self.world.primary:
             self.folder.claim(keep=self.continues_folder)
+        if self.saver is not None:
             self.task.run_state = self.run_state()
             path = self.saver.save_inside_epoch(self.position.epoch, self.position.step)
             _logger.info("stored %s", path)
@@ -405,11 +419,16 @@ class Trainer:
                 raise stop.interruption()
 
         options: dict[str, Any] = dict(autocast=self.autocast, on_batch=on_batch, channels_last=self.channels_last)
-        result = self.evaluate(without_ddp(self.task.get_eval_model()), self.eval_loader, self.device, **options)
+        sharded = is_sharded(self.task.get_trainable_module())
+
+        def batches() -> Any:
+            if not sharded:
+                return self.eval_loader
+            return even(self.eval_loader, self.world, self.device, self.facts["data_config"]["input_size"])
+
+        result = self.evaluate(without_ddp(self.task.get_eval_model()), batches(), self.device, **options)
         if self._has_average():
-            averaged = self.evaluate(
-                without_ddp(self.task.get_eval_model(ema=True)), self.eval_loader, self.device, **options
-            )
+            averaged = self.evaluate(without_ddp(self.task.get_eval_model(ema=True)), batches(), self.device, **options)
             result |= {f"ema_{name}": value for name, value in averaged.items()}
         return result
 
@@ -439,13 +458,21 @@ class Trainer:
         return self.evaluate_average and self.task.has_ema()
 
     def _check_same_batches(self, stored: dict[str, Any], path: Path) -> None:
-        for name in ("batch_size", "processes", "grad_accum_steps", "seed", "aug_repeats", "train_images"):
-            if stored[name] != self.facts[name]:
+        def compare(what: str, before: Any, now: Any) -> None:
+            if before != now:
                 raise UserError(
-                    f"checkpoint {path} stopped inside an epoch with {name} {stored[name]}, found "
-                    f"{self.facts[name]}; continue with the same, or from the last complete epoch "
-                    "with --resume FILE"
+                    f"checkpoint {path} stopped inside an epoch with {what} {before}, found {now}; continue with the "
+                    "same, or from the last complete epoch with --resume FILE"
                 )
+
+        if stored["processes"] == self.facts["processes"]:
+            compare("batch_size", stored["batch_size"], self.facts["batch_size"])
+        else:  # other processes may share a step, if it has as many images
+            images = [facts["batch_size"] * facts["processes"] for facts in (stored, self.facts)]
+            compare("batch_size x processes", *images)
+            compare("steps per epoch", stored.get("steps", self.steps), self.steps)
+        for name in ("grad_accum_steps", "seed", "aug_repeats", "train_images"):
+            compare(name, stored[name], self.facts[name])
 
 
 def without_ddp(module: Any) -> torch.nn.Module:

@@ -5,6 +5,7 @@ import math
 import torch
 from timm.task import TrainingTask
 from timm.utils import dispatch_clip_grad
+from torch.distributed.tensor import DTensor
 
 
 class Updater:
@@ -52,7 +53,8 @@ class Updater:
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(torch.isfinite(whole(norm)))
         if finite and self.clip is not None:
             dispatch_clip_grad(
                 self.task.get_clip_parameters(exclude_head="agc" in self.clip_mode),
@@ -89,7 +91,12 @@ class Updater:
             self.scaler.load_state_dict(state)
 
 
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in one piece; all processes have to call this for one that is sharded."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def size(norm: torch.Tensor) -> float:
     """Return a norm as a number that can be compared; what is not a number counts as infinite."""
-    value = float(norm)
+    value = float(whole(norm))
     return math.inf if math.isnan(value) else value

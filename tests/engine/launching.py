@@ -1,0 +1,134 @@
+"""Training runs of several processes, forked from this one, which has everything imported already."""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import BASE
+
+from visionssm.commands import train
+
+
+def flags(**options) -> list[str]:
+    """The options of a short training run as a command line."""
+    options = BASE | {name.replace("_", "-"): value for name, value in options.items()}
+    return [
+        text
+        for name, value in options.items()
+        if value is not False
+        for text in (f"--{name}", *([] if value is True else [str(value)]))
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Processes:
+    """The processes of one run, as torchrun would start them.
+
+    Args:
+        argv: Command line of the training.
+        size: How many.
+        console: File that each one's output is added to, with its number behind the name.
+        run: What they run instead of the training command.
+        environment: Further variables.
+    """
+
+    def __init__(
+        self,
+        argv: list[str],
+        size: int,
+        console: Path,
+        run: Callable[[list[str]], int] | None = None,
+        **environment: str,
+    ):
+        port = str(free_port())
+        self.console = console
+        self.ids = [
+            self._fork(run or train.main, argv, rank, {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": port,
+                "MASTER_ADDR": "127.0.0.1", **environment,
+            })
+            for rank in range(size)
+        ]  # fmt: skip
+        self.codes: dict[int, int] = {}
+
+    def _fork(self, run: Callable[[list[str]], int], argv: list[str], rank: int, environment: dict[str, str]) -> int:
+        process = os.fork()
+        if process:
+            return process
+        code = 99
+        try:
+            file = os.open(f"{self.console}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)  # those of pytest lead elsewhere
+            os.environ.update(environment)
+            torch.set_num_threads(1)
+            code = run(argv)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def text(self, rank: int = 0) -> str:
+        """What a process has written."""
+        path = Path(f"{self.console}.{rank}")
+        return path.read_text() if path.exists() else ""
+
+    def ended(self) -> bool:
+        """Whether any has ended."""
+        for rank, process in enumerate(self.ids):
+            if rank not in self.codes:
+                found, status = os.waitpid(process, os.WNOHANG)
+                if found:
+                    self.codes[rank] = os.waitstatus_to_exitcode(status)
+        return bool(self.codes)
+
+    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+        """Wait for something to happen in the run."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.ended() or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"it did not happen; {self.codes}\n{self.text()}")
+            time.sleep(0.002)
+
+    def wait(self, seconds: float = 240.0) -> list[int]:
+        """Wait for all; return their exit codes."""
+        end = time.monotonic() + seconds
+        while len(self.codes) < len(self.ids):
+            self.ended()
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"still running: {self.codes}\n{self.text()}")
+            time.sleep(0.01)
+        return [self.codes[rank] for rank in range(len(self.ids))]
+
+    def send(self, rank: int, number: int) -> None:
+        if rank not in self.codes:
+            os.kill(self.ids[rank], number)
+
+    def kill(self) -> None:
+        """End all at once, as a node that loses power."""
+        for rank in range(len(self.ids)):
+            self.send(rank, signal.SIGKILL)
+        for rank, process in enumerate(self.ids):
+            if rank not in self.codes:
+                self.codes[rank] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def run_all(argv: list[str], size: int, console: Path, **environment: str) -> None:
+    """Run to the end and expect success."""
+    processes = Processes(argv, size, console, **environment)
+    codes = processes.wait()
+    assert codes == [0] * size, "\n".join(processes.text(rank) for rank in range(size))

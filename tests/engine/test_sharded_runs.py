@@ -1,0 +1,145 @@
+"""Sharded training: the losses of an ordinary run, checkpoints of all processes, and what is refused."""
+
+import csv
+
+import pytest
+import torch
+from conftest import assert_same_weights, load
+from launching import Processes, flags, run_all
+
+from visionssm.engine.training.sharded_checkpoints import sharded_checkpoints
+
+# the same samples give the same losses whoever reads them: nothing is drawn by process
+PLAIN = dict(no_aug=True, drop_path=0.0, log_interval=1, sched_on_updates=True, opt="adamw")
+
+
+def losses(folder):
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    return [float(row[name]) for row in rows for name in row if name.endswith("_loss")]
+
+
+def test_one_process_trains_stores_and_continues_like_an_ordinary_run(run):
+    """Bit for bit; the file made at the end continues an ordinary run, and that one's file a sharded run."""
+    options = PLAIN | {"model_ema": True, "clip_grad": 1.0, "grad_accum_steps": 2}
+    assert run("plain", **options) == 0
+    assert run("sharded", **options, fsdp=True) == 0
+    assert losses(run.folder / "plain") == pytest.approx(losses(run.folder / "sharded"), abs=1e-6)
+    names = {path.name for path in (run.folder / "sharded").iterdir()}
+    assert {"last.pth.tar", "model_best.pth.tar", "checkpoint-1.sharded", "checkpoint-0.sharded"} <= names
+    assert not any(name.endswith(".tmp") for name in names)
+    plain, sharded = (load(run.folder / name / "last.pth.tar") for name in ("plain", "sharded"))
+    assert plain["optimizer"]["param_groups"] == sharded["optimizer"]["param_groups"]
+    for key in ("state_dict", "state_dict_ema"):
+        assert list(plain[key]) == list(sharded[key])
+        for name, value in plain[key].items():
+            torch.testing.assert_close(value, sharded[key][name], atol=1e-5, rtol=0)
+    for name in ("plain", "sharded"):
+        options |= {"resume": run.folder / name / "last.pth.tar", "epochs": 3}
+        assert run(f"{name}-on", **options, fsdp=name == "plain") == 0
+    assert losses(run.folder / "plain-on") == pytest.approx(losses(run.folder / "sharded-on"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"opt": "muon"}, "--fsdp does not go with --opt muon"),
+        ({"clip_grad": 0.1, "clip_mode": "agc"}, "take norm"),
+        ({"torchcompile": "eager"}, "--torchcompile"),
+        ({"kd_model_name": "test_resnet", "kd_distill_type": "feature"}, "take logit"),
+        ({"model_ema": True, "model_ema_force_cpu": True}, "leave --model-ema-force-cpu out"),
+        ({"fsdp_offload": True}, "there is no GPU here"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_needs_whole_weights_is_refused_before_the_first_step(run, capsys, options, found):
+    assert run(fsdp=True, **options) == 2
+    error = capsys.readouterr().err
+    assert found in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_damaged_sharded_checkpoint_is_passed_over(run, capsys):
+    assert run(fsdp=True, epochs=1) == 0
+    (path,) = sharded_checkpoints(run.folder / "run")
+    (run.folder / "run" / "last.pth.tar").unlink()
+    (data,) = path.glob("*.safetensors")
+    data.write_bytes(data.read_bytes()[:-100])
+    assert run(fsdp=True, epochs=1, resume="auto") == 2
+    captured = capsys.readouterr()
+    assert f"checkpoint {path} is damaged or incomplete" in captured.out
+    assert "is readable; start anew with --overwrite" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["test_vmamba", "test_vim", "test_mamba2d"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_losses_equal_those_of_ddp_and_of_one_process(image_folder, tmp_path, model, size):
+    """To 1e-5, with the same images in every step; 12 images for validation give the processes unequal batches."""
+    options = PLAIN | dict(data_dir=image_folder, model=model, clip_grad=1.0, weight_decay=0.05)
+    run_all(flags(**options, output=tmp_path / "one", batch_size=8), 1, tmp_path / "one.log")
+    for name, sharded in (("ddp", False), ("fsdp", True)):
+        argv = flags(**options, output=tmp_path / name, batch_size=8 // size, fsdp=sharded)
+        run_all([*argv, "--validation-batch-size", "5"], size, tmp_path / f"{name}.log")
+    one = losses(tmp_path / "one")
+    assert len(one) == 4
+    assert losses(tmp_path / "ddp") == pytest.approx(one, abs=1e-5)
+    assert losses(tmp_path / "fsdp") == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [{"grad_checkpointing": True}, {"amp": True, "amp_dtype": "bfloat16"}, {"amp": True, "amp_dtype": "float16"}],
+)
+def test_recomputation_and_mixed_precision_equal_those_of_ddp(image_folder, tmp_path, more):
+    options = PLAIN | dict(data_dir=image_folder, batch_size=4, model_ema=True, **more)
+    for name, sharded in (("ddp", False), ("fsdp", True)):
+        run_all(flags(**options, output=tmp_path / name, fsdp=sharded), 2, tmp_path / f"{name}.log")
+    exact = "grad_checkpointing" in more
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5 if exact else 1e-2)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_on_as_many_and_on_other_processes(image_folder, tmp_path):
+    """Bit for bit on as many, with everything drawn at random; to 1e-5 on others, with nothing drawn by process."""
+    drawn = dict(mixup=0.4, reprob=0.3, drop_path=0.2, model_ema=True, log_interval=1, recovery_interval=1)
+    same = PLAIN | dict(model_ema=True, recovery_interval=1)
+    for name, options in (("drawn", drawn), ("same", same)):
+        whole = flags(**options, data_dir=image_folder, output=tmp_path / f"{name}-whole", batch_size=4, fsdp=True)
+        run_all(whole, 2, tmp_path / f"{name}-whole.log")
+    for name, options, sizes in (
+        ("drawn", drawn, (2, 2)),
+        ("same", same, (2, 4)),
+        ("same", same, (4, 1)),
+    ):
+        folder = tmp_path / f"{name}-{sizes[0]}-{sizes[1]}"
+        first, second = (
+            flags(**options, data_dir=image_folder, output=folder, batch_size=8 // size, fsdp=True, resume="auto")
+            for size in sizes
+        )
+        processes = Processes(first, sizes[0], tmp_path / f"{folder.name}.log")
+        processes.until(lambda folder=folder: any(folder.glob("recovery-0-*.sharded")))
+        processes.kill()
+        run_all(second, sizes[1], tmp_path / f"{folder.name}.log")
+        if sizes[0] == sizes[1]:
+            assert_same_weights(tmp_path / "drawn-whole" / "last.pth.tar", folder / "last.pth.tar")
+            assert losses(folder) == losses(tmp_path / "drawn-whole")
+        else:
+            assert losses(folder) == pytest.approx(losses(tmp_path / "same-whole"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_distillation_from_logits(image_folder, tmp_path, monkeypatch):
+    """The teacher is built with its initial weights, the same in every run."""
+    import timm.task.distillation as distillation
+
+    create = distillation.create_model
+
+    def initial(*args, **options):
+        torch.manual_seed(0)
+        return create(*args, **(options | {"pretrained": False}))
+
+    monkeypatch.setattr(distillation, "create_model", initial)
+    options = PLAIN | dict(data_dir=image_folder, batch_size=4, kd_model_name="test_resnet", epochs=1)
+    for name, sharded in (("ddp", False), ("fsdp", True)):
+        run_all(flags(**options, output=tmp_path / name, fsdp=sharded), 2, tmp_path / f"{name}.log")
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
