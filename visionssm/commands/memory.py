@@ -1,6 +1,10 @@
 """Compute the GPU memory of a training step from shapes, by model, image size and batch size.
 
 python tools/memory.py 'vmamba_*' --img-size 224 384 --batch-size 64 128
+python tools/memory.py vmamba_base_s1l20 --img-size 224 --processes 8 32 --throughput 400 --price 2
+
+With --processes: what each process of DDP and of FSDP2 takes, and what it sends in a step. With --throughput: hours,
+and with --price what they cost.
 """
 
 import argparse
@@ -11,6 +15,7 @@ from pathlib import Path
 
 from .. import list_models
 from ..analysis.memory import PRECISIONS, TrainingMemory, training_memory
+from ..analysis.scaling import IMAGES, Weights, hours, weights_of
 from ..files import write_text
 from ._help import HelpFormatter
 
@@ -20,7 +25,7 @@ GIB, MIB = 2**30, 2**20
 def row(name: str, size: int, checkpointing: bool, args: argparse.Namespace) -> dict:
     """What one setting takes, in MiB and GiB."""
     memory: TrainingMemory = training_memory(name, size, precision=args.precision, checkpointing=checkpointing)
-    return {
+    return several(name, memory, args) | {
         "model": name,
         "img_size": size,
         "precision": args.precision,
@@ -30,6 +35,71 @@ def row(name: str, size: int, checkpointing: bool, args: argparse.Namespace) -> 
         "gib": {batch: round(memory.total(batch) / GIB, 2) for batch in args.batch_size},
         "largest_batch": memory.largest_batch(int(args.limit * GIB)),
     }
+
+
+def several(name: str, memory: TrainingMemory, args: argparse.Namespace) -> dict:
+    """What every process takes and sends where there are several, in GiB and MiB."""
+    if not args.processes:
+        return {}
+    import timm
+
+    from ..engine.training.sharding import units
+
+    model = timm.create_model(name, device="meta")
+    weights: Weights = weights_of(model, units(model))
+    return {
+        "weights_mib": round(weights.total / MIB, 1),
+        "ddp_gib": {b: round(weights.ddp_memory(memory, b) / GIB, 2) for b in args.batch_size},
+        "fsdp_gib": {
+            n: {b: round(weights.fsdp_memory(memory, b, n) / GIB, 2) for b in args.batch_size} for n in args.processes
+        },
+        "ddp_sent_mib": {n: round(weights.ddp_traffic(n) / MIB, 1) for n in args.processes},
+        "fsdp_sent_mib": {n: round(weights.fsdp_traffic(n) / MIB, 1) for n in args.processes},
+    }
+
+
+def processes_table(rows: list[dict], args: argparse.Namespace) -> list[str]:
+    """The rows of one image size by number of processes; memory without / with checkpointing."""
+    columns = ["model", "processes"]
+    columns += [f"{kind}, batch {b} each (GiB)" for b in args.batch_size for kind in ("DDP", "FSDP2")]
+    columns += ["DDP sends (MiB)", "FSDP2 sends (MiB)"]
+    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
+    for plain, saving in zip(rows[::2], rows[1::2], strict=True):
+        for n in args.processes:
+            cells = []
+            for b in args.batch_size:
+                cells.append(f"{plain['ddp_gib'][b]:.1f} / {saving['ddp_gib'][b]:.1f}")
+                cells.append(f"{plain['fsdp_gib'][n][b]:.1f} / {saving['fsdp_gib'][n][b]:.1f}")
+            cells += [f"{plain['ddp_sent_mib'][n]:.0f}", f"{plain['fsdp_sent_mib'][n]:.0f}"]
+            lines.append(f"| `{plain['model']}` | {n} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        "Of each process. DDP's includes its buckets; FSDP2 (`--fsdp`) holds a share of all float32 state and "
+        "gathers one layer at a time. What it sends is in float32, by DDP per update, by FSDP2 per step.",
+        "",
+    ]
+
+
+def cost_lines(args: argparse.Namespace) -> list[str]:
+    """Hours, and their price, from the throughput that the reader has measured."""
+    lines = [
+        "## Hours",
+        "",
+        "hours = images x epochs / (images per second and GPU x GPUs x 3600); "
+        "price = hours x GPUs x price of a GPU hour. "
+        f"Here {args.throughput:g} images per second and GPU, {args.epochs} epochs, evaluation not counted"
+        + (f", {args.price:g} per GPU hour." if args.price else "."),
+        "",
+        "| images | GPUs | hours | GPU hours |" + (" price |" if args.price else ""),
+        "|---|---:|---:|---:|" + ("---:|" if args.price else ""),
+    ]
+    for name, images in IMAGES.items():
+        for n in args.processes or [1]:
+            needed = hours(images, args.epochs, args.throughput, n)
+            price = f" {needed * n * args.price:,.0f} |" if args.price else ""
+            lines.append(f"| {name}, {images:,} | {n} | {needed:,.1f} | {needed * n:,.0f} |{price}")
+    return [*lines, ""]
 
 
 def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str:
@@ -75,6 +145,10 @@ def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str
             ]
             lines.append(f"| `{plain['model']}` | {' | '.join(cells)} |")
         lines.append("")
+        if args.processes:
+            lines += processes_table([r for r in rows if r["img_size"] == size], args)
+    if args.throughput:
+        lines += cost_lines(args)
     return "\n".join(lines)
 
 
@@ -86,6 +160,10 @@ def main(argv: list[str] | None = None) -> int:
     add("-b", "--batch-size", nargs="+", type=int, default=[32, 64, 128], metavar="N", help="images per GPU")
     add("--precision", choices=list(PRECISIONS), default="bfloat16", help="float32, or autocast's lower precision")
     add("--limit", type=float, default=80.0, metavar="GIB", help="memory for the column of the largest batch")
+    add("--processes", nargs="+", type=int, metavar="N", help="also what each of N processes takes and sends")
+    add("--throughput", type=float, metavar="X", help="images per second and GPU, as you measured it: adds the hours")
+    add("--epochs", type=int, default=300, metavar="N", help="epochs of these hours")
+    add("--price", type=float, metavar="X", help="price of a GPU hour, for what these hours cost")
     add("--output", metavar="FILE", help="write there instead of printing; .json gives rows, any other ending Markdown")
     args = parser.parse_args(argv)
     names = list_models(args.models or ["*"])
@@ -97,6 +175,12 @@ def main(argv: list[str] | None = None) -> int:
     small = min(args.img_size + args.batch_size)
     if small < 1 or min(args.img_size) < 32:
         print(f"--img-size takes 32 and more, --batch-size 1 and more; found {small}", file=sys.stderr)
+        return 2
+    if min([*(args.processes or [1]), args.epochs, args.throughput or 1, args.price or 1]) <= 0:
+        print("--processes, --epochs, --throughput and --price take values above 0", file=sys.stderr)
+        return 2
+    if args.price and not args.throughput:
+        print("--price needs the images per second: give --throughput too", file=sys.stderr)
         return 2
     rows = []
     for size in args.img_size:
