@@ -3,7 +3,8 @@
 python tools/benchmark.py --model vmamba_tiny_s1l8 swin_tiny_patch4_window7_224 --bench both --results-file speed.csv
 python tools/benchmark.py --model 'test_*' --img-size 32 64 --batch-size 8 --plot speed.png
 
-Several values of --batch-size or --img-size sweep it.
+Several values of --batch-size or --img-size sweep it. With --loader: how many images per second the loaders alone bring
+from --data-dir, by workers, decoder and size, against what --model eats, and what to do.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import itertools
 import sys
 from typing import Any
 
+from ..engine.data.limits import DECODERS
 from ._boundary import bounded
 from ._inference_options import add_device_options, add_model_options
 from ._parser import CommandParser, command_parser
@@ -63,6 +65,15 @@ def build_parser() -> CommandParser:
     results = parser.add_argument_group("results")
     add_options(results, "results-file", "results-format")
     add_options(results, "plot", help="picture of throughput, and of memory where it is known")
+    group = parser.add_argument_group("loading")
+    add_options(group, "data-dir", "dataset")
+    add = group.add_argument
+    add("--loader", action="store_true", help="measure reading, decoding and augmenting instead")
+    add("--split", default="train", metavar="NAME", help="split")
+    add_options(group, "workers", nargs="+", type=int, default=[0, 2, 4, 8], help="loader processes")
+    add("--decoder", nargs="+", choices=DECODERS, default=["pillow"], help="what decodes images")
+    add("--needed", type=float, metavar="X", help="images per second to compare with, instead of measuring --model")
+    add("--loader-seconds", type=float, default=5.0, metavar="X", help="seconds measured of each setting")
     add_model_options(parser, model_help=None)
     return parser
 
@@ -81,6 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.loader:
+        from ._loading import loading
+
+        return loading(args, device)
     modes = ("inference", "train") if args.bench == "both" else (args.bench,)
     settings = itertools.product(model_names(args), modes, args.img_size or [None], args.batch_size)
     for name, mode, size, batch in settings:

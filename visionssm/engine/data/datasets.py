@@ -81,7 +81,18 @@ def open_dataset(
         raise UserError(
             f"data set {name or 'folder'!r} at {root} (split {split!r}) cannot be opened: {message}"
         ) from error
+    if kind == "wds":
+        _name_classes(dataset.reader)
     return dataset
+
+
+def _name_classes(reader: Any) -> None:
+    """Tell a reader of shards the names of their classes, where the shards' own list has them."""
+    names = reader.info.get("class_to_idx")
+    if names and not reader.target_keys:
+        reader._source_names = {index: name for name, index in names.items()}
+        if not reader.remap_class:
+            reader.class_to_idx = dict(names)
 
 
 def open_by_names(

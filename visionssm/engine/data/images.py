@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image, ImageMode, TiffImagePlugin
+from torchvision.io import ImageReadMode, decode_image
 
 from ...errors import UserError
 from .limits import MAX_PIXELS
@@ -78,6 +79,8 @@ class ImageReader:
         mode: Pillow mode that images are converted to; None for that of the channels.
         pixel_range: What becomes black and white where values are not 8-bit; None for what the type tells.
         max_pixels: Images with more are refused; 0 for no limit.
+        decoder: "pillow"; or "torchvision" for 8-bit JPEG, PNG and WebP files in colour that are read as RGB, whose
+            values may differ by a few steps, while Pillow decodes all others.
 
     Raises:
         UserError: The mode has another number of channels.
@@ -87,6 +90,7 @@ class ImageReader:
     mode: str | None = None
     pixel_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
+    decoder: str = "pillow"
 
     def __post_init__(self) -> None:
         if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
@@ -173,6 +177,14 @@ class ImageReader:
         if start == _NUMPY:
             return self._from_array(self._load_array(file))
         with Image.open(file) as image:
+            if self.decoder == "torchvision" and self.channels == 3 and self.mode in (None, "RGB"):
+                if image.mode == "RGB" and image.format in ("JPEG", "PNG", "WEBP"):
+                    self._check_size(*image.size)
+                    file.seek(0)
+                    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+                    decoded = decode_image(content, ImageReadMode.RGB)
+                    if decoded.dtype == torch.uint8:
+                        return Image.fromarray(decoded.permute(1, 2, 0).numpy())
             return self._convert(image)
 
     def _load_array(self, file: BinaryIO) -> np.ndarray:

@@ -15,7 +15,8 @@ from ...errors import UserError
 from .datasets import ReadableImages
 from .images import ChannelTransform, ImageReader
 from .processes import World
-from .sampling import EpochBatches, EvaluationIndices
+from .sampling import EpochBatches, EvaluationIndices, StreamBatches, StreamEvaluation
+from .streams import WINDOW, StreamedImages, enterable
 from .workers import ExplainedLoader, ignore_signals
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -81,7 +82,7 @@ class TrainLoader:
     def __init__(
         self,
         batches: Any,
-        sampler: EpochBatches | None,
+        sampler: EpochBatches | StreamBatches | None,
         erasing: RandomErasing | None,
         mixup: Mixup | None,
         mixup_off_epoch: int = 0,
@@ -96,7 +97,7 @@ class TrainLoader:
         return len(self.batches)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Iterate over an epoch; streamed data sets always start at its beginning."""
+        """Iterate over an epoch; streams that cannot be entered anywhere start at its beginning."""
         if self.mixup is not None:
             self.mixup.mixup_enabled = not (self.mixup_off_epoch and epoch >= self.mixup_off_epoch)
         if self.sampler is not None:
@@ -104,6 +105,20 @@ class TrainLoader:
         elif hasattr(self.batches.loader.dataset, "set_epoch"):
             self.batches.loader.dataset.set_epoch(epoch)
         return iter(self.batches)
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of an epoch before it is cut into steps; None where a stream does not tell."""
+        return None if self.sampler is None else self.sampler.num_samples
+
+    def layout(self) -> dict[str, int] | None:
+        """Return how a stream is dealt out, which a continued run has to know."""
+        return self.sampler.layout() if isinstance(self.sampler, StreamBatches) else None
+
+    def adopt(self, layout: dict[str, int] | None, images_per_step: int) -> None:
+        """Deal out a stream as an earlier run did that had so many images per step."""
+        if isinstance(self.sampler, StreamBatches) and layout:
+            self.sampler.adopt(layout, images_per_step)
 
     def augment(self, images: torch.Tensor, labels: torch.Tensor) -> Batch:
         """Erase and mix a normalised batch."""
@@ -165,6 +180,7 @@ def create_train_loader(
     bad_images: str = "refuse",
     reader: ImageReader | None = None,
     sample_weights: Sequence[float] | None = None,
+    num_samples: int | None = None,
 ) -> TrainLoader:
     """Build the training loader.
 
@@ -185,11 +201,13 @@ def create_train_loader(
         bad_images: As for `ReadableImages`.
         reader: Brings images to the model's channels.
         sample_weights: Draw samples with these weights instead of each once.
+        num_samples: Samples of an epoch of a stream; None for those that it says it has.
 
     Raises:
         UserError: The data set has fewer samples than one batch of all processes needs.
     """
-    if isinstance(dataset, IterableDataset):
+    source = enterable(dataset)
+    if isinstance(dataset, IterableDataset) and source is None:
         probability, fill, count = erasing or (0.0, "const", 1)
         stream = create_loader(
             dataset,  # type: ignore[arg-type]  # any stream will do
@@ -210,16 +228,33 @@ def create_train_loader(
         return TrainLoader(_stream(stream), None, None, mixup, mixup_off_epoch)
 
     transform = create_transform(data_config["input_size"], is_training=True, use_prefetcher=True, **augmentation)
-    images = ReadableImages(dataset, ChannelTransform(transform), seed=seed, bad_images=bad_images, reader=reader)
-    sampler = EpochBatches(
-        len(images),
-        batch_size,
-        seed=seed,
-        rank=world.rank,
-        world_size=world.size,
-        repeats=repeats,
-        weights=sample_weights,
-    )
+    images: ReadableImages | StreamedImages
+    sampler: EpochBatches | StreamBatches
+    options: dict[str, Any] = dict(seed=seed, bad_images=bad_images, reader=reader)
+    if source is None:
+        images = ReadableImages(dataset, ChannelTransform(transform), **options)
+        sampler = EpochBatches(
+            len(images),
+            batch_size,
+            seed=seed,
+            rank=world.rank,
+            world_size=world.size,
+            repeats=repeats,
+            weights=sample_weights,
+        )
+    else:
+        images = StreamedImages(source, ChannelTransform(transform), **options)
+        if num_samples is not None and num_samples > len(images) and not source.relative:
+            raise UserError(f"--train-num-samples {num_samples} is more than the {len(images)} samples of the shards")
+        sampler = StreamBatches(
+            len(images) if num_samples is None else num_samples,
+            batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            lanes=max(workers, 1),
+            window=WINDOW,
+            relative=source.relative,
+        )
     if not len(sampler):
         raise UserError(
             f"the training split has {len(images)} images, too few for one batch of "
@@ -248,7 +283,9 @@ def create_eval_loader(
 ) -> PrefetchLoader | ExplainedLoader:
     """Build an evaluation loader; every sample, or each of `indices`, is read once by one of the processes."""
     world = world or World()
-    if isinstance(dataset, IterableDataset):
+    source = enterable(dataset)
+    source = None if source is None or source.relative else source
+    if isinstance(dataset, IterableDataset) and source is None:
         stream = create_loader(
             dataset,  # type: ignore[arg-type]  # any stream will do
             input_size=data_config["input_size"],
@@ -275,6 +312,12 @@ def create_eval_loader(
         crop_pct=data_config["crop_pct"],
         crop_mode=data_config["crop_mode"],
     )
+    if source is not None:
+        lanes = max(workers, 1)
+        stream = StreamedImages(source, ChannelTransform(transform), bad_images=bad_images, reader=reader)
+        batches = StreamEvaluation(len(source), batch_size, rank=world.rank, world_size=world.size, lanes=lanes)
+        loader = DataLoader(stream, batch_sampler=batches, **_worker_options(workers, pin_memory))
+        return _on_device(loader, data_config, device)
     loader = DataLoader(
         ReadableImages(dataset, ChannelTransform(transform), bad_images=bad_images, reader=reader),
         batch_size=batch_size,
