@@ -7,6 +7,7 @@ from .dw_conv_mlp import DwConvMlp
 from .linear import is_plain_linear, split_linear
 from .mamba_mixer import BidirectionalMixer, MambaMixer
 from .map_conv import MapConv2d
+from .map_head import MapHead
 from .mixer_init import init_a_log_, init_dt_bias_, init_dt_weight_, init_projection_
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, expand_patches
@@ -32,6 +33,7 @@ __all__ = [
     "DwConvMlp",
     "MambaMixer",
     "MapConv2d",
+    "MapHead",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",

@@ -19,7 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, ConvStem, ResidualBlock, SelectiveSSM, make_map_pool, split_linear, state_dtype
+from ..layers import ConvDownsample, ConvStem, MapHead, ResidualBlock, SelectiveSSM, split_linear, state_dtype
 from ..ops import spanning_tree, tree_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -88,7 +88,7 @@ class TreeMixer(nn.Module):
         return self.proj_drop(self.out_proj(x * self.act(z)))
 
 
-class GrootVHead(nn.Module):
+class GrootVHead(MapHead):
     """1 x 1 convolution, batch norm and activation, mean over the map, classifier.
 
     Args:
@@ -98,8 +98,6 @@ class GrootVHead(nn.Module):
         drop_rate: Dropout before the classifier.
         act_layer: Activation.
     """
-
-    fc: nn.Module
 
     def __init__(
         self,
@@ -112,22 +110,11 @@ class GrootVHead(nn.Module):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.hidden_size = int(1.5 * in_features)
+        super().__init__(in_features, drop_rate, hidden_size=int(1.5 * in_features))
         self.conv = nn.Conv2d(in_features, self.hidden_size, 1, bias=False, **dd)
         self.norm = nn.BatchNorm2d(self.hidden_size, **dd)
         self.act = act_layer()
-        self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type, in_features, **dd)
-
-    def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
-        """Replace the classifier, and the pooling unless it is None."""
-        if pool_type is not None:
-            self.global_pool = make_map_pool(pool_type)
-            self.pool_type = pool_type
-        self.num_classes = num_classes
-        fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-        self.fc = fc.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A map (b, h, w, in_features) to logits (b, num_classes), or (b, h, w, num_classes) without pooling.

@@ -19,7 +19,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, ResidualBlock, SelectiveSSM, make_map_pool
+from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, MapHead, ResidualBlock, SelectiveSSM
 from ..scans import num_routes, scan_table
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -175,7 +175,7 @@ class ClassBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class GroupMambaHead(nn.Module):
+class GroupMambaHead(MapHead):
     """Pooled map, class block, norm, and one or two classifiers.
 
     Args:
@@ -188,7 +188,6 @@ class GroupMambaHead(nn.Module):
         distilled: Have a second classifier, to be trained by distillation.
     """
 
-    fc: nn.Module
     fc_dist: nn.Module
 
     def __init__(
@@ -203,22 +202,13 @@ class GroupMambaHead(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
+        classifiers = ("fc", "fc_dist") if distilled else ("fc",)
+        super().__init__(in_features, drop_rate, flatten=False, classifiers=classifiers)
         self.distilled = distilled
         self.distilled_training = False
         self.block = block
         self.norm = norm
-        self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type, in_features, device=device, dtype=dtype)
-
-    def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
-        """Replace the classifiers, and the pooling unless it is None."""
-        if pool_type is not None:
-            self.global_pool = make_map_pool(pool_type, flatten=False)
-            self.pool_type = pool_type
-        for name in ("fc", "fc_dist") if self.distilled else ("fc",):
-            fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-            setattr(self, name, fc.train(self.training))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """A map (b, h, w, in_features) to logits (b, num_classes), the mean of both classifiers.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .._timm_compat import register_notrace_function
 from ..checkpoints import Layout
-from ..layers import init_a_log_, init_dt_bias_, init_dt_weight_, make_map_pool, state_dtype
+from ..layers import MapHead, init_a_log_, init_dt_bias_, init_dt_weight_, state_dtype
 from ..ops import wavefront_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -262,7 +262,7 @@ class ScaledBlock(nn.Module):
         return (self.skip2 * x if self.scaled else x) + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-class Mamba2DHead(nn.Module):
+class Mamba2DHead(MapHead):
     """Mean over the map, norm, hidden layer with a norm after it, classifier.
 
     Args:
@@ -273,8 +273,6 @@ class Mamba2DHead(nn.Module):
         act_layer: Activation.
         norm_layer: Norm over channels.
     """
-
-    fc: nn.Module
 
     def __init__(
         self,
@@ -288,23 +286,12 @@ class Mamba2DHead(nn.Module):
         dtype=None,
     ):
         dd = {"device": device, "dtype": dtype}
-        super().__init__()
-        self.hidden_size = 4 * in_features
+        super().__init__(in_features, drop_rate, hidden_size=4 * in_features)
         self.norm1 = norm_layer(in_features, **dd)
         self.fc1 = nn.Linear(in_features, self.hidden_size, **dd)
         self.act = act_layer()
         self.norm2 = norm_layer(self.hidden_size, **dd)
-        self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type, in_features, **dd)
-
-    def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
-        """Replace the classifier, and the pooling unless it is None."""
-        if pool_type is not None:
-            self.global_pool = make_map_pool(pool_type)
-            self.pool_type = pool_type
-        self.num_classes = num_classes
-        fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-        self.fc = fc.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A map (b, h, w, in_features) to logits (b, num_classes), or (b, h, w, num_classes) without pooling.

@@ -349,22 +349,23 @@ class NormHead(nn.Module):
             raise ValueError("global_pool 'catavgmax' doubles the channels, but the head's norm takes those of the map")
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        if num_classes and not self.global_pool.pool_type:
-            raise ValueError("a classifier needs pooling; ask for num_classes=0 with global_pool=''")
+        self.num_classes = num_classes
         if getattr(self.norm, "num_features", in_features) != in_features:
             self.norm = nn.Identity()
         fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
         self.fc = fc.train(self.training)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map (b, in_features, h, w) to logits (b, num_classes); with `pre_logits` to what the classifier sees.
+        """A map (b, in_features, h, w) to logits (b, num_classes), or (b, h, w, num_classes) without pooling.
 
-        Without pooling the map is returned as it is.
+        With `pre_logits` to what the classifier sees; with neither pooling nor classifier to the map.
         """
-        x = self.global_pool(x)
-        if not self.global_pool.pool_type:
-            return x
-        x = self.drop(self.norm(x))
+        if self.global_pool.pool_type:
+            x = self.norm(self.global_pool(x))
+        elif self.num_classes:
+            x = x.permute(0, 2, 3, 1)
+            x = self.norm(x.flatten(0, 2)).view(x.shape)
+        x = self.drop(x)
         return x if pre_logits else self.fc(x)
 
 

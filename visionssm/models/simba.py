@@ -20,7 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..checkpoints import Layout, shifted
-from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, MambaMixer, ResidualBlock, make_map_pool, state_dtype
+from ..layers import ConvDownsample, DeepConvStem, DwConvMlp, MambaMixer, MapHead, ResidualBlock, state_dtype
 from ..scans import check_scan
 from ._builder import Kit, Place, build_model, family_cfg
 from ._hierarchical import HierarchicalModel
@@ -125,7 +125,7 @@ class Box(NamedTuple):
         return x
 
 
-class SiMBAHead(nn.Module):
+class SiMBAHead(MapHead):
     """Class token of the pooled map, class block, norm, and one or two classifiers.
 
     Args:
@@ -139,7 +139,6 @@ class SiMBAHead(nn.Module):
         token_label: Have a second classifier, of all other tokens.
     """
 
-    fc: nn.Module
     fc_aux: nn.Module
 
     def __init__(
@@ -154,22 +153,12 @@ class SiMBAHead(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
+        classifiers = ("fc", "fc_aux") if token_label else ("fc",)
+        super().__init__(in_features, drop_rate, flatten=False, classifiers=classifiers)
         self.token_label = token_label
         self.block = block
         self.norm = norm
-        self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, pool_type, in_features, device=device, dtype=dtype)
-
-    def reset(self, num_classes: int, pool_type: str | None, in_features: int, device=None, dtype=None) -> None:
-        """Replace the classifiers, and the pooling unless it is None."""
-        if pool_type is not None:
-            self.global_pool = make_map_pool(pool_type, flatten=False)
-            self.pool_type = pool_type
-        self.num_classes = num_classes
-        for name in ("fc", "fc_aux") if self.token_label else ("fc",):
-            fc = nn.Linear(in_features, num_classes, device=device, dtype=dtype) if num_classes else nn.Identity()
-            setattr(self, name, fc.train(self.training))
 
     def class_token(self, x: Tensor) -> Tensor:
         """A map (b, h, w, in_features) to its normalised class token (b, in_features)."""
