@@ -58,7 +58,7 @@ WDS = dict(dataset="wds/shapes", num_classes=3, workers=1)
 
 
 def test_webdataset_trains_evaluates_and_resumes(run, shards, monkeypatch):
-    """A stream has no position to return to: a run stopped inside an epoch begins that epoch again."""
+    """A run stopped inside an epoch goes on where it stopped."""
     assert run(data_dir=shards, epochs=8, scale=[0.8, 1.0], smoothing=0.0, color_jitter=0.0, **WDS) == 0
     rows = list(csv.DictReader((run.folder / "run" / "summary.csv").open()))
     assert len(rows) == 8 and float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])

@@ -91,6 +91,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
             distillation=options.distillation.kd_distill_type if options.distillation.kd_model_name else None,
             average_on_cpu=optim.model_ema and optim.model_ema_force_cpu,
             offload=options.device.fsdp_offload,
+            lower_precision=options.device.lower_precision,
             device=device,
         )
     elif options.device.fsdp_offload:

@@ -200,7 +200,6 @@ class HuggingFaceStream:
             dataset = dataset.cast_column(input_key, ImageFeature(decode=False))  # decoded where they are used
         self.dataset, self.num_samples, self.name = dataset, num_samples, name
         self.input_key, self.label = input_key, label
-        self.lane, self.lanes = 0, 1
 
     def __len__(self) -> int:
         return self.num_samples

@@ -66,6 +66,7 @@ def refuse_unsharded(
     distillation: str | None,
     average_on_cpu: bool,
     offload: bool,
+    lower_precision: str | None,
     device: torch.device,
 ) -> None:
     """Refuse what needs a weight in one piece, before the first step.
@@ -77,6 +78,7 @@ def refuse_unsharded(
         distillation: What is distilled, or None.
         average_on_cpu: The averaged weights are kept on the CPU.
         offload: The shares are kept on the CPU between uses.
+        lower_precision: Of the forward pass, or None.
         device: Device.
 
     Raises:
@@ -97,6 +99,8 @@ def refuse_unsharded(
         )
     if average_on_cpu:
         raise UserError("--fsdp shards the averaged weights too; leave --model-ema-force-cpu out")
+    if offload and lower_precision == "float16":
+        raise UserError("--fsdp-offload leaves gradients on the CPU, without a loss scale; take --amp-dtype bfloat16")
     if offload and device.type == "cpu":
         raise UserError("--fsdp-offload moves the shares from a GPU to the CPU; there is no GPU here, leave it out")
 

@@ -181,12 +181,14 @@ class Trainer:
             self.start_at(checkpoint.get("epoch", -1) + 1)
         else:
             facts = state["facts"]
-            if state["step"]:
+            # a stream that could not be entered anywhere begins its epoch again
+            again = self.train_loader.sampler is None or bool(self.train_loader.layout()) != bool(facts.get("stream"))
+            if state["step"] and not again:
                 self._check_same_batches(facts, path)
             self.train_loader.adopt(facts.get("stream"), facts["batch_size"] * facts["processes"])
             self.position.load(state)
-            if self.train_loader.sampler is None:
-                self.position.step = 0  # a stream has no position to return to
+            if again:
+                self.position.step = 0
             if not self.position.step or not self.world.primary:  # the sum covers all processes
                 self.position.forget_losses()
             load_scheduler_state(self.scheduler, state["scheduler"])
