@@ -1,12 +1,14 @@
 """What the evaluation command does: one classifier on the data that the options name, a row of figures out."""
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import RealLabelsImagenet
+from timm.data import ImageDataset, RealLabelsImagenet
 
 from ..engine.data.datasets import (
     check_indices,
@@ -21,13 +23,17 @@ from ..engine.data.datasets import (
 from ..engine.data.loaders import create_eval_loader
 from ..engine.data.workers import loader_processes_ended
 from ..engine.inference.classifier import Classifier
-from ..engine.inference.evaluation import Tally, evaluate
+from ..engine.inference.evaluation import Mistakes, Tally, evaluate
 from ..engine.inference.models import autocast, expand_names
-from ..engine.reports.plots import draw_confusion
+from ..engine.inference.prediction import name_of
+from ..engine.reports.plots import Prediction, draw_confusion, draw_predictions, draw_reliability
 from ..engine.reports.progress import Progress
 from ..engine.reports.rows import write_rows
+from ..engine.reports.thumbnails import thumbnail
 from ..errors import UserError
 from . import _auto
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -62,10 +68,13 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     progress = Progress(classifier.name, len(loader), interval=args.log_interval)
 
     tally = Tally(classifier.model.num_classes)
+    mistakes = Mistakes()
 
     def on_batch(logits: torch.Tensor, labels: torch.Tensor) -> None:
         progress.advance(len(logits))
         tally.add(logits, labels)
+        if args.mistakes:
+            mistakes.add(logits, labels)
         if real is not None:
             real.add_result(logits)
 
@@ -81,6 +90,8 @@ def evaluate_classifier(classifier: Classifier, args: argparse.Namespace, device
     rate = progress.rate()
     progress.close()
     write_tally(tally, names, args, classifier.name)
+    if args.mistakes:
+        draw_mistakes(mistakes, dataset, classifier, args.mistakes)
     extra = {} if real is None else {f"real_top{k}": round(value, 3) for k, value in real.get_accuracy().items()}
     return {
         "model": classifier.name,
@@ -154,15 +165,42 @@ def names_fit(name: str, root: str | None, split: str, known: Mapping[str, int],
     return bool(found) and set(found) <= set(known)
 
 
+def draw_mistakes(mistakes: Mistakes, dataset: Any, classifier: Classifier, path: str) -> None:
+    """Draw the images that the model is wrong about and surest of.
+
+    Raises:
+        UserError: The data set does not say which file an image is.
+    """
+    if not isinstance(dataset, ImageDataset):
+        raise UserError("--mistakes draws image files; a streamed data set has none")
+    found = [
+        Prediction(Path(str(dataset.filename(number, absolute=True))), [taken], [confidence], truth)
+        for number, confidence, taken, truth in (
+            (number, confidence, name_of(taken, classifier), name_of(truth, classifier))
+            for confidence, number, taken, truth in mistakes.surest()
+        )
+    ]
+    if not found:
+        _logger.info("no mistakes, so no %s", path)
+        return
+    title = f"{classifier.name}: {len(found)} of {mistakes.count} mistakes, the surest first"
+    draw_predictions(
+        found, path, columns=min(len(found), 6), title=title, picture=partial(thumbnail, reader=classifier.reader)
+    )
+
+
 def write_tally(tally: Tally, names: list[str] | None, args: argparse.Namespace, title: str) -> None:
     """Write what the options ask for about the classes."""
     if args.per_class:
-        write_rows(args.per_class, tally.rows(names), "csv")
+        write_rows(args.per_class, tally.rows(names))
     for path in args.confusion:
-        if path.lower().endswith(".csv"):
-            write_rows(path, tally.confusion_rows(names), "csv")
+        if path.lower().endswith((".csv", ".json")):
+            write_rows(path, tally.confusion_rows(names))
         else:
             draw_confusion(tally.confusion, names, path, title)
+    if args.reliability:
+        error = f"{title}: calibration error {tally.calibration_error():.1f} %"
+        draw_reliability(tally.reliability_rows(), args.reliability, error)
 
 
 def real_labels(dataset: torch.utils.data.Dataset, args: argparse.Namespace) -> RealLabelsImagenet:

@@ -5,6 +5,7 @@ python tools/predict.py one.jpg two.jpg --model vmamba_tiny_s1l8 --pretrained --
 """
 
 import sys
+from functools import partial
 
 from ._boundary import bounded
 from ._inference_options import add_device_options, add_image_options, add_model_options, read_classifier
@@ -44,9 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     from ..engine.data.datasets import check_indices, names_by_index, read_class_map
     from ..engine.data.processes import resolve_device
     from ..engine.inference.prediction import find_images, predict, rows, table
+    from ..engine.reports.html import write_report
     from ..engine.reports.plots import draw_predictions
     from ..engine.reports.progress import setup_logging
     from ..engine.reports.rows import write_rows
+    from ..engine.reports.thumbnails import thumbnail
 
     setup_logging()
     paths = find_images(args.images)
@@ -65,7 +68,21 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{classifier.name}: {verdict}")
     if args.results_file:
         write_rows(args.results_file, rows(predictions), args.results_format)
+    if args.html:
+        facts = [
+            ("model", classifier.name),
+            ("weights", args.checkpoint or ("published" if args.pretrained else "initial, untrained")),
+            ("images", f"{classifier.data_config['input_size'][-1]} pixels"),
+            ("result", verdict),
+        ]
+        write_report(predictions, args.html, title="Predictions", facts=facts, reader=classifier.reader)
+        print(f"report: {args.html}")
     if args.output:
-        draw_predictions(predictions, args.output, title=f"{classifier.name}: {verdict}, mistakes first")
+        draw_predictions(
+            predictions,
+            args.output,
+            title=f"{classifier.name}: {verdict}, mistakes first",
+            picture=partial(thumbnail, reader=classifier.reader),
+        )
         print(f"picture: {args.output}")
     return 0

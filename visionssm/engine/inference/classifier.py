@@ -1,20 +1,26 @@
 """A trained classifier read back: the model, how its images are prepared, and its class names."""
 
 import argparse
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models import is_model
 
 from ...checkpoints import RUN_STATE, load, read
 from ...errors import UserError
 from ..data.datasets import names_by_index
 from ..data.images import MAX_PIXELS, ImageReader
 from ..data.loaders import data_config
-from .models import create_model
+from .models import create_model, import_modules
+
+if TYPE_CHECKING:
+    from ..reports.plots import Prediction
+    from .prediction import Picture
 
 
 @dataclass
@@ -47,10 +53,37 @@ class Classifier:
     arguments: dict[str, Any] = field(default_factory=dict)
     own_images: dict[str, Any] = field(default_factory=dict)
 
+    def predict(
+        self,
+        images: "Picture | Sequence[Picture]",
+        *,
+        topk: int | None = 5,
+        batch_size: int = 64,
+        bad_images: str = "refuse",
+    ) -> "list[Prediction]":
+        """Classify images, prepared as the model was evaluated.
+
+        Args:
+            images: One or several: paths of image files, Pillow images, or uint8 arrays (height, width, channels).
+            topk: Classes to return per image, best first; None for all.
+            batch_size: Images per forward pass.
+            bad_images: "refuse" raises on a file that cannot be read, "skip" logs it and leaves it out.
+
+        Returns:
+            For each image `names` and `probabilities` of its best classes, best first.
+
+        Raises:
+            BadImageError: An image cannot be read or used.
+        """
+        from .prediction import predict
+
+        several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+        return predict(self, several, topk=topk, batch_size=batch_size, bad_images=bad_images)
+
 
 def load_classifier(
-    name: str | None,
-    checkpoint: str | Path | None,
+    name: str | Path | None,
+    checkpoint: str | Path | None = None,
     *,
     weights: str = "auto",
     device: torch.device | str = "cpu",
@@ -67,8 +100,9 @@ def load_classifier(
     """Read a classifier.
 
     Args:
-        name: timm name; may be left out for a checkpoint of a training run, which says it itself.
-        checkpoint: A run's checkpoint or an author's weight file; None for published or initial weights.
+        name: timm name; None for a checkpoint of a training run, which says it itself. In its place the folder or
+            checkpoint of a run.
+        checkpoint: Folder or checkpoint of a run, or an author's weight file; None for published or initial weights.
         weights: Which weights of the file, by the rule of `visionssm.checkpoints.read`: "auto", "raw" or "ema".
         device: Where the model goes.
         pretrained: Load the published weights.
@@ -84,8 +118,13 @@ def load_classifier(
     Raises:
         UserError: There is no such model, the file is damaged or of another model.
     """
+    if checkpoint is None and name is not None and not is_model(os.fspath(name).split(".")[0]):
+        if isinstance(name, Path) or Path(name).exists():
+            name, checkpoint = None, name
+    name = name if name is None else os.fspath(name)
     source = read(checkpoint, weights) if checkpoint else None
     stored = source.options if source else {}
+    import_modules(stored.get("device_modules"))
     found = stored.get("model")
     if name is None:
         if found is None:

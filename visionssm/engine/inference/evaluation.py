@@ -1,5 +1,6 @@
 """Loss, top-1 and top-5 over a loader, and what single classes come to."""
 
+import heapq
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -78,6 +79,36 @@ def _evaluate(
     return dict(evaluator.compute(distributed=distributed))
 
 
+class Mistakes:
+    """Keeps the images that a model is wrong about and surest of, by their numbers in the evaluation's order.
+
+    Args:
+        most: How many are kept.
+
+    Attributes:
+        count: All mistakes.
+    """
+
+    def __init__(self, most: int = 30):
+        self.most = most
+        self.count = self.seen = 0
+        self._kept: list[tuple[float, int, int, int]] = []
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Look at a batch: logits (b, classes), labels (b,); what was skipped is left out."""
+        confidence, prediction = (value.cpu() for value in logits.float().softmax(-1).max(-1))
+        labels = labels.cpu()
+        wrong = ((prediction != labels) & (labels != SKIPPED)).nonzero().flatten().tolist()
+        self.count += len(wrong)
+        self._kept += [(confidence[i].item(), self.seen + i, int(prediction[i]), int(labels[i])) for i in wrong]
+        self._kept = heapq.nlargest(self.most, self._kept)
+        self.seen += len(labels)
+
+    def surest(self) -> list[tuple[float, int, int, int]]:
+        """Return confidence, number of the image, class it is taken for and true class, surest first."""
+        return self._kept
+
+
 class Tally:
     """Counts which class is taken for which, and how sure the model is when it is right.
 
@@ -135,6 +166,22 @@ class Tally:
         return [
             {"truth": name} | dict(zip((f"as {other}" for other in known), row, strict=True))
             for name, row in zip(known, counts, strict=True)
+        ]
+
+    def reliability_rows(self) -> list[dict[str, Any]]:
+        """Return a row per bin of confidence that has images: its bounds, images, mean confidence and accuracy."""
+        images, right, confidence = self.bins.tolist()
+        count = len(images)
+        return [
+            {
+                "from": round(100 * i / count, 3),
+                "to": round(100 * (i + 1) / count, 3),
+                "images": int(images[i]),
+                "confidence": round(100 * confidence[i] / images[i], 3),
+                "accuracy": round(100 * right[i] / images[i], 3),
+            }
+            for i in range(count)
+            if images[i]
         ]
 
     def _names(self, names: list[str] | None) -> list[str]:

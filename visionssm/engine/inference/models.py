@@ -1,6 +1,7 @@
 """Models by name, with errors that help."""
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -14,12 +15,21 @@ from ...errors import UserError, nearest
 
 
 def import_modules(names: Sequence[str] | None) -> None:
-    """Import modules that register further models or devices."""
+    """Import modules that a run registered models, scan orders or devices by, from the working directory too.
+
+    Raises:
+        UserError: One cannot be imported.
+    """
     for name in names or ():
+        if "" not in sys.path:
+            sys.path.insert(0, "")
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"--device-modules: {name!r} cannot be imported: {error}") from error
+            raise UserError(
+                f"module {name!r}, which the run imported, cannot be imported: {error}; "
+                "call from the folder that holds it"
+            ) from error
 
 
 def autocast(device: torch.device, dtype: str | None) -> Callable[[], AbstractContextManager]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -15,6 +16,8 @@ from ..reports.plots import Prediction
 from .classifier import Classifier
 
 _logger = logging.getLogger(__name__)
+
+Picture = str | Path | Image.Image | np.ndarray
 
 
 def find_images(places: Sequence[str | Path]) -> list[Path]:
@@ -56,20 +59,28 @@ def name_of(index: int, classifier: Classifier) -> str:
 
 @torch.inference_mode()
 def predict(
-    classifier: Classifier, paths: Sequence[Path], *, topk: int = 5, batch_size: int = 64, bad_images: str = "refuse"
+    classifier: Classifier,
+    pictures: Sequence[Picture],
+    *,
+    topk: int | None = 5,
+    batch_size: int = 64,
+    bad_images: str = "refuse",
 ) -> list[Prediction]:
-    """Classify image files.
+    """Classify images.
 
     Args:
         classifier: Trained classifier.
-        paths: Image files.
-        topk: Classes to return per image.
+        pictures: Image files, Pillow images or uint8 arrays (height, width, channels).
+        topk: Classes to return per image; None for all.
         batch_size: Images per forward pass.
         bad_images: "refuse" raises on a file that cannot be read, "skip" logs it and leaves it out.
 
     Raises:
         BadImageError: A file cannot be read.
+        UserError: `topk` or `batch_size` is less than 1.
     """
+    if (topk is not None and topk < 1) or batch_size < 1:
+        raise UserError(f"topk and batch_size are at least 1, got {topk} and {batch_size}")
     config = classifier.data_config
     transform = create_transform(
         config["input_size"],
@@ -79,18 +90,19 @@ def predict(
         crop_pct=config["crop_pct"],
         crop_mode=config["crop_mode"],
     )
-    for note in classifier.reader.notes(paths):
+    for note in classifier.reader.notes([p for p in pictures if isinstance(p, (str, Path))]):
         _logger.info("%s", note)
     device = next(classifier.model.parameters()).device
     in_channels = ChannelTransform(transform)
     mean, std = (255 * torch.tensor(config[name], device=device).view(-1, 1, 1) for name in ("mean", "std"))
     results: list[Prediction] = []
-    for start in range(0, len(paths), batch_size):
-        kept, images = [], []
-        for path in paths[start : start + batch_size]:
+    for start in range(0, len(pictures), batch_size):
+        kept: list[Path | None] = []
+        images = []
+        for number, picture in enumerate(pictures[start : start + batch_size], start):
             try:
-                images.append(torch.as_tensor(in_channels(classifier.reader.read(path, str(path)))))
-                kept.append(path)
+                images.append(torch.as_tensor(in_channels(_read(classifier.reader, picture, number))))
+                kept.append(Path(picture) if isinstance(picture, (str, Path)) else None)
             except BadImageError as error:
                 if bad_images == "refuse":
                     raise
@@ -98,11 +110,25 @@ def predict(
         if not kept:
             continue
         probabilities = classifier.model((torch.stack(images).to(device) - mean) / std).float().softmax(-1).cpu()
-        best = probabilities.topk(min(topk, probabilities.shape[-1]))
+        best = probabilities.topk(min(topk or probabilities.shape[-1], probabilities.shape[-1]))
         for path, values, indices in zip(kept, best.values.tolist(), best.indices.tolist(), strict=True):
             names = [name_of(index, classifier) for index in indices]
-            results.append(Prediction(path, names, values, truth_of(path, classifier)))
+            results.append(Prediction(path, names, values, truth_of(path, classifier) if path else None))
     return results
+
+
+def _read(reader: ImageReader, picture: Picture, number: int) -> Any:
+    if isinstance(picture, (str, Path)):
+        return reader.read(picture, str(picture))
+    name = f"number {number}"
+    if isinstance(picture, np.ndarray):
+        try:
+            picture = Image.fromarray(picture)
+        except (TypeError, ValueError) as error:
+            raise BadImageError(f"image {name} is an array {picture.shape} of {picture.dtype}: {error}") from error
+    if not isinstance(picture, Image.Image):
+        raise BadImageError(f"image {name} is a {type(picture).__name__}, expected a path, Pillow image or array")
+    return reader.convert(picture, name)
 
 
 def read_image(path: Path, mode: str) -> Image.Image:

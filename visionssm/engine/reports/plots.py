@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,11 @@ def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) 
 class Prediction:
     """What a model says about one image.
 
-    `names` and `probabilities` hold the best classes first; `truth` is None where it is not known.
+    `names` and `probabilities` hold the best classes first; `truth` is None where it is not known, `path` where the
+    image came from no file.
     """
 
-    path: Path
+    path: Path | None
     names: list[str]
     probabilities: list[float]
     truth: str | None = None
@@ -102,7 +103,13 @@ class Prediction:
 
 
 def draw_predictions(
-    predictions: Sequence[Prediction], path: str | Path, *, limit: int = 60, columns: int = 10, title: str = ""
+    predictions: Sequence[Prediction],
+    path: str | Path,
+    *,
+    limit: int = 60,
+    columns: int = 10,
+    title: str = "",
+    picture: Callable[[Path], Any] | None = None,
 ) -> None:
     """Draw images with what was predicted: every mistake first, in red, then others in the order given.
 
@@ -112,6 +119,7 @@ def draw_predictions(
         limit: Number of images, raised as far as needed to show every mistake.
         columns: Images per row.
         title: Heading.
+        picture: From a file to what is drawn; Pillow's reading of it when not given.
     """
     mistakes = [p for p in predictions if p.wrong]
     right = [p for p in predictions if not p.wrong]
@@ -125,8 +133,12 @@ def draw_predictions(
     for axes in grid:
         axes.axis("off")
     for axes, prediction in zip(grid, shown, strict=False):
-        with Image.open(prediction.path) as image:
-            axes.imshow(image.convert("RGB"), interpolation="nearest")
+        assert prediction.path is not None, "predictions of files are drawn"
+        if picture is not None:
+            axes.imshow(picture(prediction.path), interpolation="nearest")
+        else:
+            with Image.open(prediction.path) as image:
+                axes.imshow(image.convert("RGB"), interpolation="nearest")
         said = f"{prediction.names[0]}  {100 * prediction.probabilities[0]:.0f} %"
         if prediction.wrong:
             axes.set_title(f"{said}\nis {prediction.truth}", fontsize=9, color=RED, fontweight="bold")
@@ -147,6 +159,8 @@ def draw_lines(
     panels: Sequence[tuple[str, str]],
     path: str | Path,
     title: str,
+    *,
+    from_zero: bool = True,
 ) -> None:
     """Draw one panel per quantity: lines over a swept column, or bars where every line has one point.
 
@@ -157,6 +171,7 @@ def draw_lines(
         panels: (column, name) of the quantities.
         path: PNG file.
         title: Heading.
+        from_zero: The axis of the quantities begins at 0.
     """
     single = all(len(rows) == 1 for rows in lines.values())
     height = max(4.2, 0.4 * len(lines) + 1.5) if single else 4.8
@@ -180,11 +195,13 @@ def draw_lines(
                 axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name, color=color)
         axes.set(xlabel=x_label, ylabel=label)
         ticks = sorted({row[x] for rows in lines.values() for row in rows})
-        if ticks[-1] >= 4 * ticks[0]:
+        if from_zero and ticks[-1] >= 4 * ticks[0]:
             axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        if len(ticks) <= 12:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
     save_figure(figure, path)
@@ -260,6 +277,31 @@ def _part_labels(figure: Figure, labels: Sequence[Annotation]) -> None:
             y += 2 * 72 / figure.dpi
         label.set_position((x, y))
         taken.append(box)
+
+
+def draw_reliability(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
+    """Draw accuracy against confidence (a reliability diagram; Guo et al., arXiv:1706.04599, section 2), and how many.
+
+    Args:
+        rows: Bins with `from`, `to`, `images`, `confidence` and `accuracy`, in percent.
+        path: PNG file.
+        title: Heading.
+    """
+    figure = Figure(figsize=(6.2, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    left = [row["from"] for row in rows]
+    width = [row["to"] - row["from"] for row in rows]
+    above.plot((0, 100), (0, 100), color=GREY, linestyle=":", label="as sure as it is right")
+    accuracy = [row["accuracy"] for row in rows]
+    above.bar(left, accuracy, width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
+    above.plot([row["confidence"] for row in rows], accuracy, "o", color=ORANGE, label="mean confidence")
+    above.set(ylabel="accuracy (%)", ylim=(0, 101), title=title)
+    above.legend(fontsize=8, loc="upper left")
+    below.bar(left, [row["images"] for row in rows], width, align="edge", color=GREY, edgecolor="white")
+    below.set(xlabel="confidence (%)", ylabel="images", xlim=(0, 100))
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+    save_figure(figure, path)
 
 
 def draw_confusion(counts: Any, names: Sequence[str] | None, path: str | Path, title: str) -> None:
