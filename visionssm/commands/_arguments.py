@@ -257,6 +257,16 @@ def add_ema(group) -> None:
     add("--model-ema-decay", type=float, default=0.9998, metavar="X", help="decay")
     add("--model-ema-warmup", action="store_true", help="smaller decay in the beginning")
     add("--model-ema-force-cpu", action="store_true", help="average on the CPU, without evaluating it")
+    add(
+        "--mesa",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="weight of the divergence from the averaged weights' predictions in the loss (MESA, arXiv:2205.14083); "
+        "needs --model-ema",
+    )
+    add("--mesa-start-epoch", type=int, metavar="N", help="first epoch with it; after a quarter of them if not given")
+    add("--mesa-temperature", type=float, default=1.0, metavar="X", help="softmax temperature of it")
 
 
 def _add_distillation(group) -> None:

@@ -197,6 +197,9 @@ class OptimOptions:
     model_ema_decay: float
     model_ema_warmup: bool
     model_ema_force_cpu: bool
+    mesa: float
+    mesa_start_epoch: int | None
+    mesa_temperature: float
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ..engine.training.run_folder import RunFolder
 from ..engine.training.sharded_checkpoints import ShardedSaver, restore_sharded
 from ..engine.training.sharding import refuse_unsharded, shard_task, share_optimizer_state
 from ..engine.training.stopping import StopRequest
-from ..engine.training.tasks import Distillation, create_task
+from ..engine.training.tasks import Distillation, Mesa, create_task
 from ..engine.training.trainer import Trainer
 from ..engine.training.updater import Updater
 from ..errors import UserError
@@ -138,7 +138,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     )
     if optim.class_weights:
         loss = building.weighted_loss(loss, class_weights(optim.class_weights, args.num_classes, train_data, names))
-    task = create_task(model, loss, device, distillation(options.distillation))
+    task = create_task(model, loss, device, distillation(options.distillation), mesa(optim))
     rate, sentence = learning_rate(options, world.size)
     _logger.info(sentence)
     if optim.model_ema:
@@ -460,6 +460,23 @@ def distillation(options: DistillationOptions) -> Distillation | None:
         distill_loss_weight=options.distill_loss_weight,
         task_loss_weight=options.task_loss_weight,
     )
+
+
+def mesa(options: OptimOptions) -> Mesa | None:
+    """Return what is learnt from the averaged weights, or None.
+
+    Raises:
+        UserError: There are none, or a value is out of range.
+    """
+    if not options.mesa:
+        return None
+    if options.mesa < 0 or options.mesa_temperature <= 0:
+        raise UserError(
+            f"--mesa and --mesa-temperature must be above 0, got {options.mesa} and {options.mesa_temperature}"
+        )
+    if not options.model_ema or options.model_ema_force_cpu:
+        raise UserError("--mesa learns from the averaged weights: add --model-ema, without --model-ema-force-cpu")
+    return Mesa(options.mesa, options.mesa_start_epoch, options.mesa_temperature)
 
 
 def count_classes(asked: int | None, names: list[str] | None) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import causal_conv1d
 from ..scans import num_routes, scan_table
 from .ssm import SelectiveSSM
+from .token_pruning import kept_along
 
 
 class MambaMixer(nn.Module):
@@ -73,10 +74,32 @@ class MambaMixer(nn.Module):
         """Scan table (routes, steps) of a map, extra tokens included."""
         return scan_table(self.scan, height, width, device, extra_tokens=self.extra_tokens)
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Mix the tokens (b, L, d) of a map of height x width."""
+    def forward(self, x: Tensor, height: int, width: int, kept: Tensor | None = None, align: bool = True) -> Tensor:
+        """Mix the tokens (b, L, d) of a map of height x width; with `kept`, as `merge`, only those that are left."""
+        return self.project(self.merge(x, height, width, kept, align))
+
+    def project(self, y: Tensor) -> Tensor:
+        """The last projection (b, L, d) of what `merge` gives."""
+        return self.proj_drop(self.out_proj(y))
+
+    def merge(self, x: Tensor, height: int, width: int, kept: Tensor | None = None, align: bool = True) -> Tensor:
+        """The scan, merged and gated, before the last projection.
+
+        Args:
+            x: Tokens (b, L, d) of a map.
+            height: Rows of the map.
+            width: Columns of the map.
+            kept: Where x are the tokens that are left of a map: their places in the whole sequence (b, L), ascending.
+                The convolution joins neighbours among those that are left.
+            align: The state decays over what was left out (ToP-ViM, arXiv:2409.18962); else nothing was there.
+
+        Returns:
+            (b, L, channels of the scan).
+        """
         u, z = self.in_proj(x).chunk(2, dim=-1)
         order = self.order(height, width, x.device)
+        if kept is not None:
+            return self._merge_kept(u, self.act(z), self.ssm.rows(order), kept, align)
         u = causal_conv1d(u, self.conv_weight, self.conv_bias, self.ssm.rows(order), activation="silu")
         gate = self.act(z)
         if self.route_gate is None:
@@ -86,7 +109,19 @@ class MambaMixer(nn.Module):
         else:
             y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
             y = self.route_gate(y * gate.unsqueeze(2))
-        return self.proj_drop(self.out_proj(y))
+        return y
+
+    def _merge_kept(self, u: Tensor, gate: Tensor, order: Tensor, kept: Tensor, align: bool) -> Tensor:
+        tokens, skipped = kept_along(order, kept)
+        index = tokens.transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, u.shape[-1])  # (b, T, k, d)
+        u = u.unsqueeze(2).expand(-1, -1, len(order), -1).gather(1, index)
+        u = causal_conv1d(u, self.conv_weight, self.conv_bias, activation="silu")
+        y = self.ssm.scan_kept(u, skipped.transpose(1, 2) if align else torch.zeros_like(skipped.transpose(1, 2)))
+        y = torch.zeros_like(y).scatter(1, index, y)
+        if self.route_gate is not None:
+            return self.route_gate(y * gate.unsqueeze(2))
+        y = y.sum(2) * gate
+        return y / self.ssm.table_rows if self.average else y
 
 
 class BidirectionalMixer(MambaMixer):

@@ -1,5 +1,7 @@
 """What stands in for a removed part of a model (Mamba-Shedder, arXiv:2501.17088): modules without weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ class RemovedBlock(nn.Module):
 
     downsample = None
 
-    def forward(self, x: Tensor, *grid: int, with_hidden: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *grid: Any, with_hidden: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """A map, or tokens with height, width and perhaps `with_hidden` of their grid, unchanged."""
         with_hidden = bool(grid[2]) if len(grid) > 2 else with_hidden
         return (x, torch.zeros_like(x)) if with_hidden else x
@@ -39,6 +41,10 @@ class RemovedScan(nn.Module):
     def rows(self, order: Tensor | None) -> Tensor | None:
         """The rows of a scan table that are read: all."""
         return order
+
+    def scan_kept(self, u: Tensor, skipped: Tensor) -> Tensor:
+        """As `SelectiveSSM.scan_kept`: the tokens by step (b, T, k, d), whatever was left out."""
+        return u
 
     def forward(
         self,

@@ -120,6 +120,39 @@ class SelectiveSSM(nn.Module):
             out_dtype=self.D.dtype,
         )
 
+    def scan_kept(self, u: Tensor, skipped: Tensor) -> Tensor:
+        """Scan tokens of a longer sequence, with a state that decays over those left out (ToP-ViM, arXiv:2409.18962).
+
+        What was left out counts as a token without features: its step size is softplus of the bias, as for steps of a
+        table that read -1.
+
+        Args:
+            u: Tokens by step (b, T, k, d).
+            skipped: Number of tokens left out since the step before (b, T, k).
+
+        Returns:
+            By step (b, T, k, d), in the parameters' dtype.
+        """
+        projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
+        delta, b, c = projected.split(self.splits, dim=-1)
+        bias = self.dt_bias_scale * state_dtype(self.dt_bias)
+        delta = F.softplus(state_dtype(torch.einsum("blkr,kdr->blkd", delta, self.dt_weight)) + bias)
+        total = delta + skipped.unsqueeze(-1) * F.softplus(bias)
+        y = selective_scan(
+            u * (delta / total).to(u.dtype),
+            total,
+            -torch.exp(state_dtype(self.A_log)),
+            b,
+            c,
+            delta_softplus=False,
+            u_index="step",
+            index="step",
+            num_tokens=u.shape[1],
+            out="step",
+            out_dtype=self.D.dtype,
+        )
+        return y + self.D * u
+
 
 @lru_cache(maxsize=64)
 def _rows(order: Tensor, kept: tuple[int, ...]) -> Tensor:

@@ -44,6 +44,7 @@ class BidirectionalModel(PlainModel):
     # marked but decayed all the same
     undecayed = ("cls_token", "pos_embed", ".ssm.D", ".ssm.dt_bias", ".conv_bias")
     unused = ("act_layer",)
+    prunes_tokens = True
     linear_std = None
 
     def __init__(

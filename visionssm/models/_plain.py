@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from timm.layers import calculate_drop_path_rates, get_device_dtype, global_pool_nlc, to_2tuple, trunc_normal_
@@ -13,17 +13,23 @@ from torch import Tensor, nn
 from .._timm_compat import feature_take_indices, update_model_input_size
 from ..errors import CheckpointError
 from ..layers import insert_tokens, remove_tokens, resample_pos_embed, state_dtype, take_tokens
+from ..layers.token_pruning import best_tokens, kept_count, token_scores
+from ..scans import token_positions
 from ._builder import Kit, Place, VisionModel, make_kit
 
 _logger = logging.getLogger(__name__)
 
 
 class Grid(NamedTuple):
-    """Rows and columns of the map of patches, and what a model computes once for all its blocks."""
+    """Rows and columns of the map of patches, and what a model computes once for all its blocks.
+
+    `kept` are the places (b, L) of the tokens that are left in the whole sequence, or None for all of them.
+    """
 
     height: int
     width: int
     shared: Any = None
+    kept: Tensor | None = None
 
 
 class PlainModel(VisionModel):
@@ -48,6 +54,11 @@ class PlainModel(VisionModel):
         num_classes: Classes; 0 for no classifier.
         shuffle_rate: In training, show the last block its tokens in a random order with this probability; it grows
             linearly from 0 (stochastic layer-wise shuffle, arXiv:2408.17081, section 3.2).
+        pruning: Pairs (block, share): after that block only this share of the patches stays, those with the highest
+            scores in each image (ToP-ViM, arXiv:2409.18962); for models of Mamba's mixer.
+        pruning_score: "clipped" scores a token by the positive values of the block's merged scan, as the paper; "sum"
+            by all, as its code.
+        pruning_align: States decay over what was left out, as in the paper; else as if it had never been there.
         global_pool: "token" classifies by the extra tokens, "avg", "max" or "avgmax" by the patch tokens; "" pools
             nothing.
         drop_rate: Dropout before the classifier.
@@ -66,6 +77,7 @@ class PlainModel(VisionModel):
     out_indices = 3
     output_fmt = "NLC"
     grad_checkpointing = False
+    prunes_tokens: ClassVar[bool] = False  # whether its mixers can be given a part of the tokens
 
     def __init__(
         self,
@@ -86,6 +98,9 @@ class PlainModel(VisionModel):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         shuffle_rate: float = 0.0,
+        pruning: Sequence[tuple[int, float]] = (),
+        pruning_score: str = "clipped",
+        pruning_align: bool = True,
         act_layer: str | type[nn.Module] = "gelu",
         norm_layer: str | type[nn.Module] = "layernorm",
         norm_eps: float | None = 1e-5,
@@ -100,6 +115,7 @@ class PlainModel(VisionModel):
             weight_init,
             feature_stream=feature_stream,
             shuffle_rate=shuffle_rate,
+            pruning=pruning,
             proj_drop_rate=proj_drop_rate,
             act_layer=act_layer,
             norm_layer=norm_layer,
@@ -134,8 +150,42 @@ class PlainModel(VisionModel):
         self.global_pool = global_pool
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **kit.dd) if num_classes > 0 else nn.Identity()
+        self.pruning = self.check_pruning(pruning, pruning_score)
+        self.pruning_score, self.pruning_align = pruning_score, pruning_align
         if weight_init != "skip":
             self.init_weights(weight_init, needs_reset=False)
+
+    def check_pruning(self, pruning: Sequence[tuple[int, float]], score: str) -> dict[int, float]:
+        """Check when and how many tokens are left out; returns shares by block.
+
+        Raises:
+            ValueError: the model cannot prune, a block or a share is out of range, or the scan skips or repeats tokens.
+        """
+        if score not in ("clipped", "sum"):
+            raise ValueError(f"pruning_score must be 'clipped' or 'sum', got {score!r}")
+        if not pruning:
+            return {}
+        if not self.prunes_tokens:
+            raise ValueError(
+                f"{type(self).__name__} cannot prune tokens: its mixers read whole maps; leave out pruning"
+            )
+        if any(not isinstance(step, tuple | list) or len(step) != 2 for step in pruning):
+            raise ValueError(f"pruning must be pairs (block, share of the patches that stays), got {pruning!r}")
+        blocks = [int(block) for block, _ in pruning]
+        depth = len(self.blocks)
+        if any(not 0 <= block < depth for block in blocks) or blocks != sorted(set(blocks)):
+            raise ValueError(f"blocks of pruning must grow, from 0 to {depth - 1}, got {blocks}")
+        for _, share in pruning:
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"the share of patches that stays must be above 0 and at most 1, got {share}")
+        if self.shuffle_rates[-1] > 0:
+            raise ValueError("pruning and shuffle_rate do not go together: a shuffled block has no places")
+        mixer = self.blocks[-1].mixer
+        order = mixer.order(*self.grid_size, torch.device("cpu"))
+        tokens = torch.arange(math.prod(self.grid_size) + self.num_extra_tokens)
+        if order.shape[1] != len(tokens) or not torch.equal(order.long().sort(1).values, tokens.expand_as(order)):
+            raise ValueError(f"tokens cannot be pruned with scan {mixer.scan!r}, whose routes skip or repeat some")
+        return {int(block): float(share) for block, share in pruning}
 
     def check_pool(self, global_pool: str) -> None:
         """Check the name of a pooling.
@@ -261,18 +311,58 @@ class PlainModel(VisionModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         block = self.blocks[index]
+        kept = () if grid.kept is None else (grid.kept, self.pruning_align)
         shuffle = self.training and self.shuffle_rates[-1] > 0
         if shuffle:
             order = self.draw_order(index, x.shape[1], x.device)
             x = x[:, order]
         if self.grad_checkpointing:
-            out = checkpoint(block, x, grid.height, grid.width, with_hidden)
+            out = checkpoint(block, x, grid.height, grid.width, with_hidden, *kept)
         else:
-            out = block(x, grid.height, grid.width, with_hidden)
+            out = block(x, grid.height, grid.width, with_hidden, *kept)
         if not shuffle:
             return out
         back = order.argsort()
         return (out[0][:, back], out[1][:, back]) if with_hidden else out[:, back]
+
+    def run_pruning_block(self, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """A block after which tokens are left out.
+
+        Returns:
+            The stream after it and what it adds (b, L, d), and which of these tokens stay, int64 (b, L').
+        """
+        kept = () if grid.kept is None else (grid.kept, self.pruning_align)
+        run = self.blocks[index].forward_scored
+        if self.grad_checkpointing:
+            x, hidden, y = checkpoint(run, x, grid.height, grid.width, *kept)
+        else:
+            x, hidden, y = run(x, grid.height, grid.width, *kept)
+        extra = self.num_extra_tokens
+        count = kept_count(x.shape[1] - extra, self.pruning[index]) + extra
+        score = token_scores(y, self.pruning_score == "clipped").masked_fill(self.is_extra(x, grid), math.inf)
+        return x, hidden, best_tokens(score, count)
+
+    def is_extra(self, x: Tensor, grid: Grid) -> Tensor:
+        """Which tokens of a stream (b, L, d) are extra tokens, bool (b, L)."""
+        positions = token_positions(grid.height * grid.width, self.num_extra_tokens, self.token_place)
+        places = grid.kept if grid.kept is not None else torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        return (places.unsqueeze(-1) == torch.tensor(positions, device=x.device)).any(-1)
+
+    def leave_out(self, x: Tensor, stay: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Only the tokens of a stream (b, L, d) that stay, int64 (b, L'), and a grid that knows them."""
+        if stay.shape[1] == x.shape[1]:
+            return x, grid
+        kept = stay if grid.kept is None else grid.kept.gather(1, stay)
+        return x.gather(1, stay.unsqueeze(-1).expand(-1, -1, x.shape[-1])), grid._replace(kept=kept)
+
+    def in_usual_places(self, x: Tensor, grid: Grid) -> Tensor:
+        """What is left of the tokens (b, L, d) with the extra tokens where they stand among so many patches."""
+        count = self.num_extra_tokens
+        if grid.kept is None or not count:
+            return x
+        order = self.is_extra(x, grid).long().argsort(dim=1, stable=True)
+        x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        return insert_tokens(x[:, :-count], x[:, -count:], count, self.token_place)
 
     def grid_after(self, index: int, grid: Grid) -> Grid:
         """The grid of the tokens that a block leaves, for a class some of whose blocks merge tokens."""
@@ -320,12 +410,22 @@ class PlainModel(VisionModel):
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, grid = self.embed(x)
+        whole = x
         for i in range(max_index + 1 if stop_early else len(self.blocks)):
-            x, hidden = self.run_block(i, x, grid, with_hidden=True)
+            before, stay = grid, None
+            if i in self.pruning:
+                x, hidden, stay = self.run_pruning_block(i, x, grid)
+            else:
+                x, hidden = self.run_block(i, x, grid, with_hidden=True)
             grid = self.grid_after(i, grid)
+            y = x if self.feature_stream else hidden
+            if before.kept is not None:  # what was left out keeps its last value
+                y = whole.scatter(1, before.kept.unsqueeze(-1).expand_as(y), y)
+            whole = y
+            if stay is not None:
+                x, grid = self.leave_out(x, stay, grid)
             if i not in take_indices:
                 continue
-            y = x if self.feature_stream else hidden
             y = self.finish(y) if norm else y.to(self.pos_embed.dtype)
             patches, extra = self.split_tokens(y)
             if output_fmt == "NCHW":
@@ -333,7 +433,7 @@ class PlainModel(VisionModel):
             intermediates.append((patches, extra) if return_prefix_tokens else patches)
         if intermediates_only:
             return intermediates
-        return self.finish(x), intermediates
+        return self.in_usual_places(self.finish(x), grid), intermediates
 
     def prune_intermediate_layers(
         self,
@@ -351,12 +451,16 @@ class PlainModel(VisionModel):
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (b, c, h, w) to the normalised tokens (b, L, d)."""
+        """Images (b, c, h, w) to the normalised tokens (b, L, d), with `pruning` only those that are left."""
         x, grid = self.embed(x)
         for i in range(len(self.blocks)):
+            if i in self.pruning:
+                x, _, stay = self.run_pruning_block(i, x, grid)
+                x, grid = self.leave_out(x, stay, grid)
+                continue
             x = self.run_block(i, x, grid)
             grid = self.grid_after(i, grid)
-        return self.finish(x)
+        return self.in_usual_places(self.finish(x), grid)
 
     def pool(self, x: Tensor) -> Tensor:
         """Tokens (b, L, d) to (b, d): the class token, or the pooled patch tokens; unchanged for a pool of ""."""

@@ -117,6 +117,9 @@ def check_removed(model: nn.Module, paths: Sequence[str]) -> None:
         for other in every:
             if path.startswith(f"{other}."):
                 raise ValueError(f"{path!r} is a part of {other!r}, which is removed as a whole")
+    for path in every:
+        if path.removeprefix("blocks.") in map(str, getattr(model, "pruning", ())):
+            raise ValueError(f"{path!r} is removed, but scores the tokens that pruning leaves out after it")
     branches = {path.rpartition(".")[0] for path in every if path.rpartition(".")[2] in _BRANCHES}
     for block in branches:
         if all(f"{block}.{name}" in every for name in _BRANCHES):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -24,6 +25,9 @@ class CarriesRunState(TrainingTask):
 
     run_state: dict[str, Any] | None = None
 
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before each epoch, counted from 0, of a run of so many."""
+
     def get_task_state(self, module: Any = None, ema: bool = False) -> dict[str, Any]:
         state = dict(super().get_task_state(module=module, ema=ema))
         if self.run_state is not None and not ema:
@@ -42,6 +46,50 @@ class CarriesRunState(TrainingTask):
 
 class Classification(CarriesRunState, ClassificationTask):
     """Classification by labels."""
+
+
+@dataclass(frozen=True)
+class Mesa:
+    """A loss against the averaged weights' predictions ("MESA", arXiv:2205.14083, section 3.3).
+
+    Attributes:
+        weight: Of that loss beside the labels'.
+        start_epoch: First epoch with it, counted from 0; None for a quarter of the run's.
+        temperature: Of both softmaxes.
+    """
+
+    weight: float
+    start_epoch: int | None = None
+    temperature: float = 1.0
+
+
+class AveragedTeacherClassification(CarriesRunState, ClassificationTask):
+    """Classification by labels and, from some epoch on, by the predictions of the averaged weights.
+
+    The term is the divergence KL(averaged || trained); its gradient is that of the cross entropy with the averaged
+    predictions, which some recipes write.
+    """
+
+    def __init__(self, model: torch.nn.Module, mesa: Mesa, **options: Any):
+        super().__init__(model, **options)
+        self.mesa = mesa
+        self.active = False
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        start = epochs // 4 if self.mesa.start_epoch is None else self.mesa.start_epoch
+        self.active = epoch >= start
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        result = super().forward(input, target)
+        if not self.active:
+            return result
+        with torch.no_grad():
+            teacher = self.get_eval_model(ema=True).eval()(input)
+        found, wanted = (
+            (logits.float() / self.mesa.temperature).log_softmax(-1) for logits in (result["output"], teacher)
+        )
+        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return result | {"loss": result["loss"] + self.mesa.weight * divergence}
 
 
 class LogitDistillation(CarriesRunState, LogitDistillationTask):
@@ -90,19 +138,25 @@ def create_task(
     loss: dict[str, Any] | torch.nn.Module,
     device: torch.device,
     distillation: Distillation | None = None,
+    mesa: Mesa | None = None,
 ) -> CarriesRunState:
-    """Return a task: plain classification, or distillation from a teacher.
+    """Return a task: plain classification, or with the averaged weights or a model as teacher.
 
     Args:
         model: Module to be trained.
         loss: Arguments of timm's loss factory, or the loss.
         device: Device.
         distillation: The teacher and what is learnt from it.
+        mesa: What is learnt from the averaged weights, which the task must be set up to have.
 
     Raises:
-        UserError: The teacher cannot be built or does not fit the student.
+        UserError: The teacher cannot be built or does not fit the student, or there are two.
     """
     chosen = {"criterion": loss} if isinstance(loss, torch.nn.Module) else {"criterion_kwargs": loss}
+    if mesa is not None:
+        if distillation is not None:
+            raise UserError("--mesa and --kd-model-name are two teachers; leave one of them out")
+        return AveragedTeacherClassification(model, mesa, **chosen, device=device, verbose=False)
     if distillation is None:
         return Classification(model, **chosen, device=device, verbose=False)
     options: dict[str, Any] = dict(

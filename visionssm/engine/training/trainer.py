@@ -301,6 +301,7 @@ class Trainer:
     def _train_epoch(self, stop: StopRequest) -> None:
         position = self.position
         self.task.train()
+        self.task.begin_epoch(position.epoch, self.epochs)
         accumulate = self.grad_accum_steps
         left_over = self.steps % accumulate
         progress = Progress(
