@@ -5,13 +5,20 @@ import timm
 import torch
 
 import visionssm  # noqa: F401
+from tests.families import PICO
 from visionssm.compression.quantization import (
     REWRITINGS,
+    PercentileQuantizer,
+    Quantization,
     Quantizer,
     hadamard_rotation,
+    prepare,
+    quantize,
     quantize_weight,
     rewrite,
+    signal_to_noise,
 )
+from visionssm.compression.rewriting import applicable, structure
 
 
 def vim():
@@ -23,25 +30,147 @@ def vim():
     return model
 
 
+def vmamba():
+    torch.manual_seed(0)
+    args = dict(num_classes=5, dtype=torch.float64)
+    return timm.create_model("test_vmamba", **args).eval()
+
+
+def data(size=64, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return [(torch.randn(2, 3, size, size, generator=generator, dtype=dtype), torch.zeros(2)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("make", [vim, vmamba])
+@pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("steps", [*((step,) for step in REWRITINGS), tuple(REWRITINGS) * 2])
-def test_rewriting_keeps_the_function(steps):
+def test_rewriting_keeps_the_function(steps, calibrated, make):
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    model = vim()
+    model = make()
+    can = applicable(model)
+    if make is vim:
+        assert can == tuple(REWRITINGS)
+    steps = [step for step in steps if step in can and (calibrated or step not in ("center", "smooth_gate"))]
+    if not steps:
+        pytest.skip("nothing to do")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         expected = model(x)
-        found = rewrite(model, steps)(x)
+        found = rewrite(model, steps, loader=data() if calibrated else None)(x)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
-    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    after = model.state_dict()
+    assert any(name not in before or not torch.equal(value, before[name]) for name, value in after.items())
+    fresh = structure(make(), steps)
+    fresh.load_state_dict(after)
+    with torch.no_grad():
+        assert torch.equal(fresh(x), found)
 
 
 def test_rewriting_refuses():
     with pytest.raises(ValueError, match="'spin'"):
         rewrite(vim(), ["spin"])
-    with pytest.raises(TypeError, match="no blocks"):
-        rewrite(timm.create_model("test_vmamba"))
+    with pytest.raises(TypeError, match="no place for the rewriting 'norm'"):
+        rewrite(timm.create_model("test_vmamba"), ["norm"])
+    with pytest.raises(TypeError, match="no place for any"):
+        rewrite(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="bias"):
-        rewrite(timm.create_model("test_vim", norm_layer="layernorm"))
+        rewrite(timm.create_model("test_vim", norm_layer="layernorm"), ["norm"])
+    with pytest.raises(ValueError, match="needs calibration"):
+        rewrite(vim(), ["center"])
+    with pytest.raises(ValueError, match="finite"):
+        rewrite(vim(), ["center"], loader=[torch.full((1, 3, 64, 64), float("nan"), dtype=torch.float64)])
+
+
+def test_principal_axes():
+    """Rotated to principal axes and spread by Hadamard's matrix, all channels of the step size vary alike."""
+    model = rewrite(vim(), ["rotate_step"], loader=data())
+    lows = []
+    ssm = model.blocks[1].mixer.ssm
+    handle = ssm.register_forward_pre_hook(lambda _, args: lows.append(ssm.project(args[0])[0][:, :, 0].flatten(0, 1)))
+    with torch.no_grad():
+        for images, _ in data():
+            model(images)
+    handle.remove()
+    low = torch.cat(lows)
+    moments = low.square().mean(0)
+    if ssm.splits[0] in (1, 2, 4, 8):
+        torch.testing.assert_close(moments, moments.mean().expand_as(moments), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile"])
+@pytest.mark.parametrize("name", PICO)
+def test_every_family_is_quantised(name, observer):
+    """8 bits are near the float model, 4 further off; a fresh model takes the state dict; 16 bits change nothing."""
+    if observer == "percentile" and name not in ("test_vim", "test_vmamba"):
+        pytest.skip("one observer is enough")
+
+    def make():
+        torch.manual_seed(0)
+        return timm.create_model(name, num_classes=5).eval()
+
+    size = timm.models.get_pretrained_cfg(name).input_size
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(2, *size, generator=generator) for _ in range(2)]
+    with torch.no_grad():
+        expected = make()(batches[0])
+        errors = {}
+        for bits in (4, 8, 16):
+            model = make()
+            done = quantize(model, batches, weight_bits=bits, act_bits=bits, observer=observer)
+            found = model(batches[0])
+            errors[bits] = float((found - expected).norm() / expected.norm())
+    assert errors[16] < 1e-5 and errors[8] < errors[4] and errors[8] < 0.2, errors
+    assert done.weights and done.inputs
+    assert done.bytes(model) <= sum(p.numel() * 4 for p in model.parameters())
+    fresh = prepare(make(), done)
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(batches[0]), found)
+
+
+def test_quantising_refuses():
+    images = [torch.randn(1, 3, 64, 64, dtype=torch.float64)]
+    for data_, args, message in [
+        (images, {"observer": "mean"}, "observer"),
+        (images, {"weight_bits": 1}, "from 2 to 16"),
+        (images, {"skip": ["heat"]}, "did you mean 'head'"),
+        ([], {}, "empty"),
+        ([images[0] * float("nan")], {}, "NaN"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            quantize(vim(), data_, **args)
+    model = vim()
+    done = quantize(model, images, skip=["head"])
+    assert "head.weight" not in done.weights and "head.input_quantizer" not in done.inputs
+    with pytest.raises(ValueError, match="already"):
+        quantize(model, images)
+    with pytest.raises(ValueError, match="no layer 'blocks.3.mixer.in_proj'"):
+        prepare(timm.create_model("test_vmamba"), Quantization(8, 8, inputs=["blocks.3.mixer.in_proj.input_quantizer"]))
+
+
+def test_noise_of_layers():
+    model, images = vim(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    coarse, fine = vim(), vim()
+    quantize(coarse, [images], weight_bits=4)
+    quantize(fine, [images], weight_bits=8)
+    low, high = signal_to_noise(model, coarse, images), signal_to_noise(model, fine, images)
+    assert low.keys() == high.keys() and "head" in low
+    assert all(high[name] > low[name] > 0 for name in low)
+
+
+def test_percentile_leaves_outliers_out():
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    x[7] = 1e4
+    wide, narrow = Quantizer(8), PercentileQuantizer(8, 0.9999)
+    for part in x.split(1000):
+        wide.observe(part)
+        narrow.observe(part)
+    assert wide.high == 1e4 and narrow.high < 100
+    plain = PercentileQuantizer(8)
+    plain.observe(torch.linspace(-1, 1, 1001))
+    assert abs(float(plain.high) - 1) < 1e-2 and abs(float(plain.low) + 1) < 1e-2
+    with pytest.raises(ValueError, match="finite"):
+        plain.observe(torch.tensor([float("inf")]))
 
 
 @pytest.mark.parametrize("size", [1, 8, 12])

@@ -23,6 +23,7 @@ EXTRAS = {
     "mmcv": "openmmlab",
     "mmdet": "openmmlab",
     "mmseg": "openmmlab",
+    "torchao": "quantization",
     "webdataset": "data",
     "datasets": "data",
 }

@@ -1,29 +1,39 @@
-"""Rounded weights and activations, and rewritings that make a model easier to round (MambaQuant, arXiv:2501.13484).
+"""Rounded weights and activations (MambaQuant, arXiv:2501.13484).
 
 Rounding is simulated: values take the levels of a few bits, arithmetic stays in floating point, so accuracy can be
-studied, not speed. The rewritings change weights, not the function: they even out the ranges of channels.
+studied, not speed.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import MambaMixer, StreamBlock
+from ..errors import nearest
+from ..layers import MambaMixer, SelectiveSSM
+from .rewriting import REWRITINGS, hadamard_rotation, rewrite, smoothing_factors
 
 __all__ = [
+    "OBSERVERS",
     "REWRITINGS",
+    "PercentileQuantizer",
+    "Quantization",
     "Quantizer",
     "hadamard_rotation",
+    "prepare",
+    "quantize",
     "quantize_weight",
     "rewrite",
+    "signal_to_noise",
     "smoothing_factors",
 ]
 
 _STEPS = (1e-5, 1e4)  # smallest and largest distance of two levels
 _LARGEST_ZERO = 1e4
 _EXACT_BITS = 16  # from here on values are kept
+_BINS = 2048
 
 
 class Quantizer(nn.Module):
@@ -49,6 +59,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"bits must be from 2 to {_EXACT_BITS}, got {bits}")
         self.bits = bits
         self.axis = axis
+        self.observing = False  # while ranges are found, values pass
         self.register_buffer("low", None)
         self.register_buffer("high", None)
 
@@ -86,6 +97,9 @@ class Quantizer(nn.Module):
             RuntimeError: nothing was observed.
             ValueError: x has another length along the axis than what was observed.
         """
+        if self.observing:
+            self.observe(x)
+            return x
         if self.bits >= _EXACT_BITS:
             return x
         scale, zero = self.scale, self.zero
@@ -106,120 +120,251 @@ def quantize_weight(weight: Tensor, bits: int = 8, axis: int | None = 0) -> Tens
     return quantizer(weight)
 
 
-def smoothing_factors(activations: Tensor, weights: Tensor) -> Tensor:
-    """What to divide channels by so that they and the weights behind them share the burden (SmoothQuant's rule).
+class PercentileQuantizer(Quantizer):
+    """A `Quantizer` of one range that leaves out the few largest values, by a histogram over all that was observed.
 
     Args:
-        activations: Largest magnitude of each channel (d), from calibration data.
-        weights: Largest magnitude of the weights that multiply each channel (d).
-
-    Returns:
-        sqrt(activations / weights) (d), at least 0.01.
+        bits: From 2 to 16.
+        share: Of the values, on each side, that the range holds.
     """
-    return (activations.sqrt() / weights.clamp(min=1e-5).sqrt()).clamp(min=1e-2)
+
+    counts: Tensor
+
+    def __init__(self, bits: int = 8, share: float = 0.999999):
+        super().__init__(bits)
+        self.share = share
+        self.register_buffer("counts", torch.zeros(_BINS, dtype=torch.float64), persistent=False)
+        self.limit = 1e-3
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Count the values of x; the order of calls does not matter beyond the width of a bin.
+
+        Raises:
+            ValueError: x has no values, or some that are not finite.
+        """
+        if x.numel() == 0 or not torch.isfinite(x).all():
+            raise ValueError("calibration data must have values, all of them finite")
+        while float(x.abs().max()) > self.limit:  # two bins become one, the outer ones are new
+            self.limit *= 2
+            half = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.nn.functional.pad(half, (_BINS // 4, _BINS // 4))
+        values = x.detach().float().flatten()
+        place = ((values / self.limit + 1) * (_BINS / 2)).long().clamp(0, _BINS - 1)
+        self.counts += torch.bincount(place, minlength=_BINS).to(self.counts)
+        below = self.counts.cumsum(0) / self.counts.sum()
+        edges = torch.linspace(-self.limit, self.limit, _BINS + 1, dtype=x.dtype, device=x.device)
+        low = edges[int((below <= 1 - self.share).sum())]
+        high = edges[min(int((below < self.share).sum()), _BINS - 1) + 1]
+        # no further than what there is
+        least, most = values.min().to(x), values.max().to(x)
+        self.least = min(getattr(self, "least", least), least)
+        self.most = max(getattr(self, "most", most), most)
+        self.low = torch.maximum(low, self.least).clamp(max=0).view(1)
+        self.high = torch.minimum(high, self.most).clamp(min=0).view(1)
 
 
-def hadamard_rotation(size: int, generator: torch.Generator | None = None, dtype=torch.float64) -> Tensor:
-    """A random orthogonal matrix (size, size) that spreads each coordinate over all.
+OBSERVERS = {"minmax": Quantizer, "percentile": PercentileQuantizer}
 
-    Random signs times Hadamard's matrix where the size is a power of 2; for others, the orthogonal factor of a matrix
-    of normal values.
+
+def _round_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (module.input_quantizer(inputs[0]), *inputs[1:])
+
+
+@dataclass
+class Quantization:
+    """What of a model is rounded, and how; plain values, to be stored with it.
+
+    Attributes:
+        weight_bits: Of the weights.
+        act_bits: Of what enters a layer.
+        observer: How ranges of activations are found, of `OBSERVERS`.
+        weights: Names of the parameters that are rounded.
+        inputs: Paths of the quantizers of activations.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if size & (size - 1):
-        q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-        return (q * r.diagonal().sign()).to(dtype)
-    h = torch.ones(1, 1, dtype=torch.float64)
-    while len(h) < size:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    signs = torch.randint(0, 2, (size, 1), generator=generator) * 2 - 1
-    return (signs * h / math.sqrt(size)).to(dtype)
+
+    weight_bits: int
+    act_bits: int
+    observer: str = "minmax"
+    weights: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+
+    def bytes(self, model: nn.Module) -> int:
+        """Bytes of the parameters with rounded ones in their bits, and a range (8 bytes) for each of their rows."""
+        total = 0
+        for name, p in model.named_parameters():
+            if name in self.weights:
+                total += -(-p.numel() * self.weight_bits // 8) + 8 * _rows(name, p).shape[0]
+            else:
+                total += p.numel() * p.element_size()
+        return total
 
 
-def _fold_norm(block: StreamBlock, generator: torch.Generator) -> None:
-    norm, linear = block.norm, block.mixer.in_proj
-    linear.weight.mul_(norm.weight)
-    norm.weight.fill_(1)
+def _rows(name: str, weight: Tensor) -> Tensor:
+    """A weight as (output channels, the rest); parameters of routes have their channels behind the route axis."""
+    return weight.flatten(0, 1) if name.endswith((".x_proj_weight", ".dt_weight", ".conv_weight")) else weight
 
 
-def _smooth_conv(block: StreamBlock, generator: torch.Generator) -> None:
-    mixer = block.mixer
-    u_rows = mixer.in_proj.weight[: mixer.conv_weight.shape[1]]
-    # before data is seen, a row's norm stands for its channel's range
-    scale = smoothing_factors(u_rows.norm(dim=1), mixer.conv_weight.abs().amax((0, 2)))
-    u_rows.div_(scale[:, None])
-    mixer.conv_weight.mul_(scale[:, None])
+def _targets(model: nn.Module, skip: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of parameters to round, and paths of the quantizers of inputs."""
+    weights, inputs = [], []
+    for path, module in model.named_modules():
+        if any(path == s or path.startswith(f"{s}.") for s in skip):
+            continue
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        if isinstance(module, nn.Linear) or depthwise:
+            weights.append(f"{path}.weight")
+            inputs.append(f"{path}.input_quantizer")
+        elif isinstance(module, SelectiveSSM):
+            weights += [f"{path}.x_proj_weight", f"{path}.dt_weight"]
+            if type(module).forward is SelectiveSSM.forward and type(module).project is SelectiveSSM.project:
+                inputs += [f"{path}.input_quantizer", f"{path}.delta_quantizer"]
+        elif isinstance(module, MambaMixer):
+            weights.append(f"{path}.conv_weight")
+            if type(module).forward is MambaMixer.forward:
+                inputs.append(f"{path}.conv_quantizer")
+    known = dict(model.named_parameters())
+    return [name for name in weights if name in known], inputs
 
 
-def _smooth_step(block: StreamBlock, generator: torch.Generator) -> None:
-    ssm = block.mixer.ssm
-    rows = ssm.x_proj_weight[:, : ssm.splits[0]]
-    scale = smoothing_factors(rows.norm(dim=2), ssm.dt_weight.abs().amax(1))
-    rows.div_(scale[..., None])
-    ssm.dt_weight.mul_(scale[:, None])
+def prepare(model: nn.Module, quantization: Quantization) -> nn.Module:
+    """Give a model the quantizers of activations that a description names, their ranges unknown.
 
+    Their buffers `low` and `high` are parts of the state dict from then on.
 
-def _rotate_step(block: StreamBlock, generator: torch.Generator) -> None:
-    ssm = block.mixer.ssm
-    rank = ssm.splits[0]
-    for weight, step in zip(ssm.x_proj_weight, ssm.dt_weight, strict=True):
-        rotation = hadamard_rotation(rank, generator, weight.dtype).to(weight.device)
-        weight[:rank] = rotation.T @ weight[:rank]
-        step.copy_(step @ rotation)
-
-
-def _smooth_states(block: StreamBlock, generator: torch.Generator) -> None:
-    ssm = block.mixer.ssm
-    rank, states, _ = ssm.splits
-    b, c = ssm.x_proj_weight[:, rank : rank + states], ssm.x_proj_weight[:, rank + states :]
-    scale = smoothing_factors(b.norm(dim=2), c.norm(dim=2)).clamp(max=100)
-    b.div_(scale[..., None])
-    c.mul_(scale[..., None])
-
-
-REWRITINGS = {
-    "norm": _fold_norm,
-    "smooth_conv": _smooth_conv,
-    "smooth_step": _smooth_step,
-    "rotate_step": _rotate_step,
-    "smooth_states": _smooth_states,
-}
+    Raises:
+        ValueError: the model is quantised already, or has no such layer.
+    """
+    if any(isinstance(module, Quantizer) for module in model.modules()):
+        raise ValueError("the model is quantised already; begin with the one in floating point")
+    parameter = next(model.parameters())
+    for path in quantization.inputs:
+        owner_path, _, name = path.rpartition(".")
+        try:
+            owner = model.get_submodule(owner_path)
+        except AttributeError as error:
+            raise ValueError(f"{type(model).__name__} has no layer {owner_path!r} to quantise") from error
+        quantizer = OBSERVERS[quantization.observer](quantization.act_bits)
+        quantizer.low = parameter.new_zeros(1)
+        quantizer.high = parameter.new_zeros(1)
+        setattr(owner, name, quantizer.train(owner.training))
+        if not isinstance(owner, SelectiveSSM | MambaMixer):
+            owner.register_forward_pre_hook(_round_input)
+    return model
 
 
 @torch.no_grad()
-def rewrite(model: nn.Module, steps: Sequence[str] = tuple(REWRITINGS), *, seed: int = 0) -> nn.Module:
-    """Rewrite the weights of a model of Mamba's mixers so that its function stays and its channels' ranges even out.
+def quantize(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    weight_bits: int = 8,
+    act_bits: int = 8,
+    per_channel: bool = True,
+    observer: str = "minmax",
+    skip: Sequence[str] = (),
+) -> Quantization:
+    """Round weights and activations of a whole model of any family, in place.
 
-    In place, and only weights change, so the result is an ordinary checkpoint. "norm": the norm's weight goes into the
-    projection behind it. "smooth_conv", "smooth_step", "smooth_states": scales between the projection and the
-    convolution, between the two parts of the step size's projection, between B and C. "rotate_step": a rotation of the
-    step size's low rank. Scales go by the weights, on the premise of tokens of unit variance, not by activations.
+    Rounded are all linear layers, depthwise convolutions, and the projections of scans with the low-rank step size
+    between them; not the stem, norms, activations, or the recurrence itself. Ranges of activations are fixed: one for
+    each tensor, found with the model in floating point. Where a layer's weight is read without the layer being called,
+    its weight is rounded and its input is not.
 
     Args:
-        model: A plain model whose blocks hold `MambaMixer`s, such as Vim.
-        steps: Names of rewritings, applied in this order.
-        seed: Of the rotations.
+        model: A model of this package; it is put into evaluation mode.
+        loader: Calibration data: batches of images (b, c, h, w), or pairs of images and labels.
+        weight_bits: From 2 to 16; 16 keeps weights.
+        act_bits: From 2 to 16; 16 keeps activations.
+        per_channel: Ranges of weights are those of output channels; else one for each weight.
+        observer: How ranges of activations are found: "minmax", or "percentile" for all but a millionth on each side.
+        skip: Paths of modules to leave as they are, such as "head".
 
     Returns:
-        The model.
+        What was done, with which `prepare` makes a model that takes this one's state dict.
 
     Raises:
-        ValueError: an unknown rewriting.
-        TypeError: the model has no block of that kind, or "norm" meets a norm with a bias and a projection without.
+        ValueError: bits or observer are unknown, data is empty or not finite, the model is quantised already, or a path
+            of `skip` is none of the model's.
     """
-    for step in steps:
-        if step not in REWRITINGS:
-            raise ValueError(f"steps must be of {', '.join(REWRITINGS)}, got {step!r}")
-    blocks = [m for m in model.modules() if isinstance(m, StreamBlock) and isinstance(m.mixer, MambaMixer)]
-    if not blocks:
-        raise TypeError(
-            f"{type(model).__name__} has no blocks with Mamba's mixer, and rewritings of others are unknown"
-        )
-    if "norm" in steps and any(getattr(block.norm, "bias", None) is not None for block in blocks):
-        raise TypeError("the norm has a bias, which the projection behind it cannot take; leave out the step 'norm'")
-    generator = torch.Generator().manual_seed(seed)
-    for step in steps:
-        for block in blocks:
-            REWRITINGS[step](block, generator)
-    return model
+    if observer not in OBSERVERS:
+        raise ValueError(f"observer must be one of {', '.join(map(repr, OBSERVERS))}, got {observer!r}")
+    for bits in (weight_bits, act_bits):
+        Quantizer(bits)
+    paths = [path for path, _ in model.named_modules() if path]
+    for path in skip:
+        if path not in paths:
+            raise ValueError(f"skip: there is no module {path!r}{nearest(path, paths)}")
+    weights, inputs = _targets(model, skip)
+    done = Quantization(weight_bits, act_bits, observer, weights, inputs)
+    prepare(model.eval(), done)
+    for path in inputs:
+        quantizer = model.get_submodule(path)
+        quantizer.low = quantizer.high = None
+        quantizer.observing = True
+    device, empty = next(model.parameters()).device, True
+    for batch in loader:
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        if not torch.isfinite(images).all():
+            raise ValueError("calibration images must be finite, found NaN or infinity")
+        empty = False
+        model(images.to(device))
+    if empty:
+        raise ValueError("the calibration data is empty")
+    for path in inputs:
+        owner_path, _, name = path.rpartition(".")
+        owner = model.get_submodule(owner_path)
+        quantizer = getattr(owner, name)
+        quantizer.observing = False
+        if quantizer.low is None:  # its layer was not called
+            setattr(owner, name, None if isinstance(owner, SelectiveSSM | MambaMixer) else nn.Identity())
+    done.inputs = [path for path in inputs if isinstance(_get(model, path), Quantizer)]
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            rows = _rows(name, parameter)
+            parameter.copy_(quantize_weight(rows, weight_bits, 0 if per_channel else None).view_as(parameter))
+    return done
+
+
+def _get(model: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+@torch.no_grad()
+def signal_to_noise(reference: nn.Module, model: nn.Module, images: Tensor) -> dict[str, float]:
+    """Signal-to-noise ratio (dB) of what layers give in a quantised model, against the model in floating point.
+
+    Args:
+        reference: The model before.
+        model: The model after; layers are found by their paths.
+        images: Images (b, c, h, w).
+
+    Returns:
+        10 log10(sum of squares / sum of squared differences) by path, for the layers whose inputs are rounded.
+    """
+    names = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "input_quantizer", None), Quantizer)
+    ]
+    outputs: list[dict[str, Tensor]] = []
+    for each in (reference, model):
+        found: dict[str, Tensor] = {}
+        handles = [
+            each.get_submodule(name).register_forward_hook(
+                lambda _, __, out, name=name, found=found: found.__setitem__(name, out.detach().double())
+            )
+            for name in names
+        ]
+        try:
+            each.eval()(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        outputs.append(found)
+    ratios = {}
+    for name in names:
+        signal, noise = outputs[0][name].square().sum(), (outputs[0][name] - outputs[1][name]).square().sum()
+        ratios[name] = float(10 * torch.log10(signal / noise.clamp(min=1e-300)))
+    return ratios

@@ -53,6 +53,8 @@ class MambaMixer(nn.Module):
         self.conv_weight = nn.Parameter(torch.empty(routes, dim_inner, d_conv, **dd))
         self.conv_bias = nn.Parameter(torch.empty(routes, dim_inner, **dd))
         self.act = nn.SiLU()
+        self.gate_act: nn.Module = nn.SiLU()
+        self.conv_quantizer: nn.Module | None = None  # of the convolution's input, in a quantised model
         self.ssm = SelectiveSSM(dim_inner, routes, d_state, math.ceil(dim / 16), shared_input=False, **dd)
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -97,11 +99,13 @@ class MambaMixer(nn.Module):
             (b, L, channels of the scan).
         """
         u, z = self.in_proj(x).chunk(2, dim=-1)
+        if self.conv_quantizer is not None:
+            u = self.conv_quantizer(u)
         order = self.order(height, width, x.device)
         if kept is not None:
-            return self._merge_kept(u, self.act(z), self.ssm.rows(order), kept, align)
+            return self._merge_kept(u, self.gate_act(z), self.ssm.rows(order), kept, align)
         u = causal_conv1d(u, self.conv_weight, self.conv_bias, self.ssm.rows(order), activation="silu")
-        gate = self.act(z)
+        gate = self.gate_act(z)
         if self.route_gate is None:
             # every route has the same gate, so the merged routes are gated once
             y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True) * gate

@@ -49,6 +49,7 @@ class SS2D(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * dim_inner if gated else dim_inner, bias=False, **dd)
         self.conv = MapConv2d(dim_inner, dim_inner, 3, padding=1, groups=dim_inner, bias=conv_bias, **dd)
         self.act = nn.SiLU()
+        self.gate_act: nn.Module = nn.SiLU()
         self.ssm = SelectiveSSM(dim_inner, num_routes(scan), d_state, dt_rank, **dd)
         self.out_norm = norm_layer(dim_inner, **dd)
         self.out_proj = nn.Linear(dim_inner, dim, bias=False, **dd)
@@ -72,5 +73,5 @@ class SS2D(nn.Module):
             x = self.route_gate(self.ssm(x.flatten(1, 2), order, out="route"))
         x = self.out_norm(x.unflatten(1, (height, width)))
         if z is not None:
-            x = x * self.act(z)
+            x = x * self.gate_act(z)
         return self.proj_drop(self.out_proj(x))

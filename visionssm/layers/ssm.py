@@ -49,6 +49,10 @@ class SelectiveSSM(nn.Module):
         super().__init__()
         self.routes = self.table_rows = routes
         self.kept: tuple[int, ...] | None = None  # rows of the table that are scanned, where routes were removed
+        # what a rewritten or quantised model has here: a shift of the low-rank step size (k, R), and roundings
+        self.register_buffer("delta_shift", None)
+        self.input_quantizer: nn.Module | None = None
+        self.delta_quantizer: nn.Module | None = None
         self.shared_input = shared_input
         self.dt_bias_scale = dt_bias_scale
         self.splits = (dt_rank, d_state, d_state)
@@ -75,6 +79,21 @@ class SelectiveSSM(nn.Module):
             return order[list(self.kept)]
         return _rows(order, self.kept)
 
+    def project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Low-rank step size, B and C of each route, (b, L, k, R or N), of tokens (b, L, d) or (b, L, k, d)."""
+        if self.input_quantizer is not None:
+            u = self.input_quantizer(u)
+        if u.ndim == 3:
+            projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.routes, sum(self.splits)))
+        else:
+            projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
+        delta, b, c = projected.split(self.splits, dim=-1)
+        if self.delta_shift is not None:
+            delta = delta - self.delta_shift
+        if self.delta_quantizer is not None:
+            delta = self.delta_quantizer(delta)
+        return delta, b, c
+
     def forward(
         self,
         u: Tensor,
@@ -96,11 +115,7 @@ class SelectiveSSM(nn.Module):
         Returns:
             The output in the parameters' dtype, hence float32 under autocast: routes are summed in float32.
         """
-        if self.shared_input:
-            projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.routes, sum(self.splits)))
-        else:
-            projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
-        delta, b, c = projected.split(self.splits, dim=-1)
+        delta, b, c = self.project(u)
         dt_bias = state_dtype(self.dt_bias)
         index = "step" if by_step else "token"
         return selective_scan(
@@ -133,8 +148,7 @@ class SelectiveSSM(nn.Module):
         Returns:
             By step (b, T, k, d), in the parameters' dtype.
         """
-        projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
-        delta, b, c = projected.split(self.splits, dim=-1)
+        delta, b, c = self.project(u)
         bias = self.dt_bias_scale * state_dtype(self.dt_bias)
         delta = F.softplus(state_dtype(torch.einsum("blkr,kdr->blkd", delta, self.dt_weight)) + bias)
         total = delta + skipped.unsqueeze(-1) * F.softplus(bias)

@@ -44,7 +44,7 @@ class PathMixer(MambaMixer):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u = causal_conv1d(u, self.conv_weight, self.conv_bias, order, activation="silu")
         y = self.ssm(u, order, num_tokens=x.shape[1], by_step=True, out="route")
-        return self.proj_drop(self.out_proj(y * self.act(z).unsqueeze(2)))
+        return self.proj_drop(self.out_proj(y * self.gate_act(z).unsqueeze(2)))
 
 
 class PathGate(nn.Module):

@@ -11,7 +11,10 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models import is_model
 
-from ...checkpoints import RUN_STATE, load, read
+from ...checkpoints import RUN_STATE, Checkpoint, load, read
+from ...compression import integer
+from ...compression.quantization import Quantization, prepare
+from ...compression.rewriting import structure
 from ...errors import UserError
 from ..data.datasets import names_by_index
 from ..data.images import MAX_PIXELS, ImageReader
@@ -39,6 +42,7 @@ class Classifier:
         columns: `input_key` and `target_key` of the run's data.
         arguments: What the model's constructor was given.
         own_images: `val_fraction` and `labels` by which the run divided images without splits.
+        quantization: What was rounded in the model, and how, as `tools/quantize.py` stores it.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Classifier:
     columns: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
     own_images: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     def predict(
         self,
@@ -149,8 +154,9 @@ def load_classifier(
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
         **arguments,
     )
+    quantization = dict((source.content.get("quantization") if source else None) or {})
     if source:
-        load(source, model)
+        _fill(model, source, quantization)
     facts = source.run.get("facts", {}) if source else {}
     channels = kwargs.get("in_chans") or in_chans or stored.get("in_chans")
     config = data_config(data_options or {}, (model.pretrained_cfg or {}) | facts.get("data_config", {}), channels)
@@ -175,7 +181,32 @@ def load_classifier(
         facts.get("columns") or {key: stored.get(key) for key in ("input_key", "target_key")},
         {key: value for key, value in arguments.items() if value is not None},
         facts.get("own_images") or {},
+        quantization,
     )
+
+
+def _fill(model: torch.nn.Module, source: Checkpoint, quantization: Mapping[str, Any]) -> None:
+    """Load a file's weights; a quantised file's into the layers that it was made with.
+
+    Raises:
+        UserError: They are not those of the model, or the file says nothing that is known of how it was quantised.
+    """
+    if not quantization:
+        load(source, model)
+        return
+    told = dict(quantization)
+    method = told.pop("method", None)
+    try:
+        if method in integer.METHODS:
+            integer.load_integers(model, source.weights, told["text"])
+        elif method == "simulated":
+            structure(model, told.pop("steps"))
+            prepare(model, Quantization(**told))
+            load(source, model)
+        else:
+            raise UserError(f"checkpoint {source.path} was quantised by {method!r}, which is unknown here")
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"checkpoint {source.path} does not say how it was quantised: {error}") from error
 
 
 def portable_checkpoint(classifier: Classifier, checkpoint: str | Path | None, weights: str = "auto") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command that removes what matters least, and what reads its files."""
+"""The commands that remove what matters least and that round values, and what reads their files."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ import timm
 import torch
 from conftest import BASE
 
-from visionssm.commands import predict, shed, train, validate
+from visionssm.checkpoints import read_content
+from visionssm.commands import predict, quantize, shed, train, validate
 from visionssm.engine.inference.classifier import load_classifier
 
 
@@ -117,3 +118,59 @@ def test_bad_options(call, capsys):
     ]:
         assert call("bad", *more) == 2, more
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def quantised(trained, image_folder, tmp_path):
+    def run(*more):
+        argv = ["--checkpoint", trained, "--data-dir", image_folder, "--samples", 12, "--batch-size", 6]
+        argv += ["--output", tmp_path / "q.pth", "--results-file", tmp_path / "q.json", "--device", "cpu", *more]
+        return quantize.main([str(value) for value in argv])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--weight-bits", 4],
+        ["--rewrite", "--observer", "percentile", "--layers", "--skip", "head.fc"],
+        ["--method", "int8-weight-only"],
+        ["--method", "int8-dynamic"],
+    ],
+    ids=lambda more: " ".join(map(str, more)),
+)
+def test_quantised_file_needs_no_argument(quantised, trained, image_folder, tmp_path, more):
+    if "--method" in more:
+        pytest.importorskip("torchao")
+    assert quantised(*more) == 0
+    row = json.loads((tmp_path / "q.json").read_text())[0]
+    assert row["kb"] < row["float_kb"] and row["loss"] != row["float_loss"]
+    argv = ["--checkpoint", str(tmp_path / "q.pth"), "--device", "cpu"]
+    data = ["--data-dir", str(image_folder), "-j", "0", "--results-file", str(tmp_path / "r.json")]
+    assert validate.main([*argv, *data]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())[0]
+    assert found["loss"] == pytest.approx(row["loss"], abs=1e-4)
+    assert predict.main([str(image_folder / "validation"), *argv]) == 0
+    if "--method" in more:
+        assert (tmp_path / "q.pth").stat().st_size < trained.stat().st_size
+
+
+def test_quantising_says_what_is_wrong(quantised, tmp_path, capsys):
+    for more, message in [
+        (["--weight-bits", 1], "from 2 to 16"),
+        (["--skip", "heads"], "no module 'heads'"),
+        (["--rewrite", "norm"], "no place"),
+        (["--rewrite", "spin"], "'spin'"),
+        (["--method", "int8-dynamic", "--rewrite"], "simulated"),
+    ]:
+        assert quantised(*more) == 2, more
+        assert message in capsys.readouterr().err
+    assert quantised() == 0
+    assert quantised("--checkpoint", tmp_path / "q.pth") == 2
+    assert "already" in capsys.readouterr().err
+    content = read_content(tmp_path / "q.pth")
+    content["quantization"] = {"method": "float3"}
+    torch.save(content, tmp_path / "q.pth")
+    assert validate.main(["--checkpoint", str(tmp_path / "q.pth"), "--data-dir", "x", "--device", "cpu"]) == 2
+    assert "float3" in capsys.readouterr().err
