@@ -40,11 +40,11 @@ def test_term_joins_at_its_epoch(temperature):
 
 def test_options(run, capsys):
     """A run with it goes on where it stopped; what it needs is said before work begins."""
-    assert run(epochs=2, model_ema=True, mesa=1.0, mesa_start_epoch=1) == 0
+    assert run(epochs=1, model_ema=True, mesa=1.0) == 0
     for more, message in [
         ({}, "--model-ema"),
         ({"model_ema": True, "model_ema_force_cpu": True}, "--model-ema-force-cpu"),
-        ({"model_ema": True, "mesa_temperature": 0}, "above 0"),
+        ({"model_ema": True, "mesa_temperature": -1.0}, "above 0"),
         ({"model_ema": True, "kd_model_name": "test_vmamba"}, "two teachers"),
     ]:
         assert run("bad", mesa=1.0, **more) == 2
