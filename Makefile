@@ -15,7 +15,7 @@ help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
 	@echo "make demo-detection      find digits in scenes of several, with boxes and masks, with the demo's model and mmdet"
 	@echo "make demo-segmentation   find digits in scenes of several, pixel by pixel, with the demo's model and mmseg"
-	@echo "make demo-unet           the same digits with UltraLight VM-UNet, 49 thousand parameters, from the beginning"
+	@echo "make demo-unet           the same digits with a small UltraLight VM-UNet and mmseg, from the beginning"
 	@echo "make demo-restoration    train a small MambaIR to enlarge photographs, and compare with bicubic interpolation"
 	@echo "make test       set up and run the tests that every change must pass"
 	@echo "make test-all   every variant, recorded case and timm's own model tests; writes a report to reports/"
@@ -100,6 +100,12 @@ demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 		--work-dir $(WORK)/demo-segmentation --data-root $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
+
+demo-unet: $(VENV)/.openmmlab
+	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/ultralight_vm_unet_digits.py \
+		--work-dir $(WORK)/demo-unet --data-root $(SCENES)
+	@echo "pictures, truth beside prediction: $(WORK)/demo-unet/*/vis_data/vis_image"
 
 RESTORED := $(WORK)/demo-restoration
 demo-restoration: $(VENV)/.installed
