@@ -12,8 +12,8 @@ def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> 
     return 2 * (9 * b * T * k * d * N + b * T * k * d * (1 + R))
 
 
-def count_shapes(*shapes) -> int:
-    """FLOPs of a call of the operator, given its arguments with shapes in the place of tensors."""
+def scan_sizes(*shapes) -> tuple[int, int, int, int, int, int]:
+    """b, T, k, d, N and R (0 without a low-rank step size) of a call, given its arguments with shapes for tensors."""
     scan = Scan(*shapes[: len(Scan._fields)])
     b, (d, n) = scan.u[0], scan.A[1:]
     if scan.order is not None:
@@ -21,7 +21,12 @@ def count_shapes(*shapes) -> int:
     else:
         t, axes = scan.num_tokens, dict(u=2, delta=2, B=2, C=2, A=0, D=0, delta_bias=0, dt_weight=0, initial_state=1)
         k = max(getattr(scan, name)[axis] for name, axis in axes.items() if getattr(scan, name) is not None)
-    return selective_scan_flops(b, t, k, d, n, 0 if scan.dt_weight is None else scan.dt_weight[2])
+    return b, t, k, d, n, 0 if scan.dt_weight is None else scan.dt_weight[2]
+
+
+def count_shapes(*shapes) -> int:
+    """FLOPs of a call of the operator, given its arguments with shapes in the place of tensors."""
+    return selective_scan_flops(*scan_sizes(*shapes))
 
 
 @register_flop_formula(torch.ops.visionssm.selective_scan)
