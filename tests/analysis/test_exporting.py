@@ -1,9 +1,16 @@
+"""Exported programs compute what the model computes, and say what a user of them needs to know."""
+
+import json
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
 
-import visionssm  # noqa: F401  registers the models
-from visionssm.analysis.exporting import export_model
+import visionssm
+from visionssm.analysis.exporting import FeatureMaps, export_model
+from visionssm.commands.export import main
 
 PICO = [name for name in visionssm.list_models() if name.startswith("test_")]
 
@@ -24,10 +31,104 @@ def test_pico_variants_export(name, ending, tmp_path):
     model = timm.create_model(name)
     size = model.pretrained_cfg["input_size"]
     path = tmp_path / f"model.{ending}"
-    assert export_model(model, torch.randn(2, *size), path) < 1e-4
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert export_model(model, torch.randn(2, *size), path).difference < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.stat().st_mode & 0o044
 
 
 def test_unknown_ending_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"'model.bin'; the ending must be one of .pt2, .onnx"):
         export_model(timm.create_model("test_vmamba"), torch.randn(2, 3, 32, 32), tmp_path / "model.bin")
+
+
+@pytest.mark.slow
+def test_an_onnx_file_says_how_it_is_used(tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "maps.onnx"
+    assert main(["test_vssd", "--features-only", "--img-size", "32", "--output", str(path)]) == 0, capsys.readouterr()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["images"]
+    assert [o.name for o in session.get_outputs()] == [f"features_{i}" for i in range(4)]
+    facts = session.get_modelmeta().custom_metadata_map
+    config = timm.data.resolve_data_config({}, model=timm.create_model("test_vssd"))
+    assert json.loads(facts["mean"]) == list(config["mean"]) and json.loads(facts["input_size"]) == [3, 32, 32]
+
+
+@pytest.mark.slow
+def test_a_standalone_program_needs_no_package(tmp_path):
+    path, model, images = tmp_path / "model.pt2", timm.create_model("test_vim").eval(), torch.randn(1, 3, 32, 32)
+    export_model(model, torch.randn(2, 3, 32, 32), path, standalone=True)
+    torch.save(images, tmp_path / "images.pt")
+    code = (
+        "import sys, torch; sys.modules['visionssm'] = None; "
+        f"p = torch.export.load({str(path)!r}).module(); "
+        f"torch.save(p(torch.load({str(tmp_path / 'images.pt')!r}, weights_only=True)), {str(tmp_path / 'out.pt')!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    torch.testing.assert_close(out, model(images).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_sizes_are_left_open_only_without_a_scan(tmp_path):
+    images = torch.randn(2, 3, 96, 96)
+    told = export_model(timm.create_model("test_vssd"), images, tmp_path / "m.pt2", dynamic_size=True)
+    assert {shape[2:] for shape in told.checked} == {(96, 96), (128, 96), (64, 160)}
+    with pytest.raises(ValueError, match="scan orders of VMamba become part of the program"):
+        export_model(timm.create_model("test_vmamba"), images, tmp_path / "n.pt2", dynamic_size=True)
+
+
+def test_a_program_that_differs_is_refused(tmp_path):
+    class Stateful(torch.nn.Linear):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    with pytest.raises(ValueError, match="differs from the model"):
+        export_model(Stateful(3, 2), torch.randn(2, 3), tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_feature_maps_are_those_of_the_model():
+    model, images = timm.create_model("test_vmamba").eval(), torch.randn(1, 3, 32, 32)
+    maps = FeatureMaps(model, [0, -1])(images)
+    expected = model.forward_intermediates(images, indices=[0, -1], intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+
+
+def test_a_folder_is_loaded_by_timm(tmp_path, capsys):
+    folder = tmp_path / "model"
+    told = ["test_vim", "--num-classes", "7", "--output", str(folder), "--push", "owner/name"]
+    assert main(told) == 0, capsys.readouterr()
+    assert "would push config.json" in capsys.readouterr().out
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_vm_unet", "test_mambair"])
+def test_dense_models_export(name, tmp_path, capsys):
+    assert main([name, "--img-size", "32", "--output", str(tmp_path / "m.onnx")]) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (["test_vim", "--output", "m.ts"], "TorchScript"),
+        (["test_vim", "--output", "m.bin"], "--output ends in .pt2, .onnx"),
+        (["test_vmi", "--output", "m.onnx"], "there is no model 'test_vmi'; did you mean"),
+        (["--output", "m.onnx"], "neither --model nor --checkpoint"),
+        (["test_vim", "--standalone", "--output", "m.onnx"], "--standalone is for .pt2"),
+        (["test_vim", "--push", "a/b", "--output", "m.onnx"], "--push uploads a folder"),
+        (["test_vim", "--img-size", "1", "2", "3", "--output", "m.onnx"], "1 or 2 numbers"),
+        (["test_vmamba", "--img-size", "0", "--output", "m.onnx"], "at least 1"),
+        (["test_vmamba", "--dynamic-size", "--img-size", "96", "--output", "m.pt2"], "become part of the program"),
+        (["--all", "nothing*", "--output", "m.md"], "no model of this package matches"),
+    ],
+)
+def test_bad_input_ends_in_a_sentence(told, sentence, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(told) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("export: ") and sentence in error and error.count("\n") == 1

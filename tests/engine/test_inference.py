@@ -12,6 +12,7 @@ import timm
 import torch
 from PIL import Image
 
+from visionssm.analysis.exporting import Exported
 from visionssm.commands import predict, validate
 from visionssm.engine.inference import prediction
 
@@ -188,7 +189,7 @@ def test_every_tool_takes_the_same_weights_of_a_file(authors, tmp_path, monkeypa
     def export_model(model, image, path, **kwargs):
         answers.append(model(image).argmax(1))
         path.touch()
-        return 0.0
+        return Exported(0.0, 1, 0.0, 0.0, [])
 
     monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
     monkeypatch.setattr("visionssm.commands.export.export_model", export_model, raising=False)

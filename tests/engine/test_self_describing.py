@@ -12,6 +12,7 @@ import torch
 from conftest import BASE, CLASSES, load
 from PIL import Image
 
+from visionssm.analysis.exporting import Exported
 from visionssm.commands import benchmark, predict, train, validate
 from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.inference.evaluation import Tally
@@ -81,7 +82,7 @@ def test_benchmark_and_export_take_a_run(told, tmp_path, monkeypatch, capsys):
     def export_model(model, image, path, **kwargs):
         seen.append((model.num_classes, tuple(image.shape[1:])))
         path.touch()
-        return 0.0
+        return Exported(0.0, 1, 0.0, 0.0, [])
 
     monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
     monkeypatch.setattr("visionssm.commands.export.export_model", export_model, raising=False)

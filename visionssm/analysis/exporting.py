@@ -1,30 +1,97 @@
-"""Export of a classifier with torch.export or to ONNX, checked against the model it was made from."""
+"""Export of a model with torch.export or to ONNX, checked against the model it was made from."""
 
-import os
-import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..files import replacing
+from ..ops import causal_conv1d, causal_ssd, quasi_separable_ssd, selective_scan, tree_scan, wavefront_scan
 
 FORMATS = {".pt2": "export", ".onnx": "onnx"}
+# of the spread of the outputs; float16 keeps eleven bits, and its errors add up through the layers
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 3e-2}
+# their steps follow an order of the map, which is that of the size a program is traced at
+_ORDERED = {selective_scan, causal_conv1d, tree_scan, wavefront_scan, causal_ssd, quasi_separable_ssd}
+_SMALLEST = 64  # pixels of an open size: maps of one pixel are traced as another program
+_ONNX_LIMIT = 2**31 - 2**24  # protobuf's limit on one file, less what is not weights
 
 
-def export_model(model: nn.Module, image: Tensor, path: str | Path, dynamic_batch: bool = True) -> float:
-    """Write `model` as a program for images of one size and, if `dynamic_batch`, for any number of them.
+class Exported(NamedTuple):
+    """What was written and how it compares.
+
+    Attributes:
+        difference: Largest difference of the written program's outputs to the model's, over their spread (the
+            difference of their largest and smallest value), over all checks.
+        nodes: Operators in the program.
+        eager: Seconds of one image in the model, the smallest of three.
+        runtime: Seconds of one image in the written program, likewise.
+        checked: Shapes of the images it was checked with.
+    """
+
+    difference: float
+    nodes: int
+    eager: float
+    runtime: float
+    checked: list[tuple[int, ...]]
+
+
+class FeatureMaps(nn.Module):
+    """A model's feature maps instead of its logits.
 
     Args:
-        model: A classifier; put into evaluation mode.
-        image: Example images (b, c, h, w), b at least 2 for a dynamic batch.
-        path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format.
-        dynamic_batch: Leave the batch size open.
-
-    Returns:
-        The largest difference between the written program's output and the model's, on other images and, if the batch
-        is dynamic, on one image only.
+        model: A model with timm's `forward_intermediates`.
+        indices: Levels, as in timm; None for all.
 
     Raises:
-        ValueError: the ending is not known.
+        ValueError: the model has no intermediate outputs.
+    """
+
+    def __init__(self, model: nn.Module, indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(f"{type(model).__name__} has no forward_intermediates and so no feature maps")
+        self.model = model
+        self.indices = None if indices is None else list(indices)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(b, c, h, w) to a map (b, c, h, w) for each level."""
+        return tuple(self.model.forward_intermediates(images, indices=self.indices, intermediates_only=True))
+
+
+def export_model(
+    model: nn.Module,
+    image: Tensor,
+    path: str | Path,
+    dynamic_batch: bool = True,
+    *,
+    dynamic_size: bool = False,
+    standalone: bool = False,
+    output_name: str = "logits",
+    metadata: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write `model` as a program for images of one size and, if `dynamic_batch`, for any number of them.
+
+    The input of an ONNX file is called `images`.
+
+    Args:
+        model: A module from images to a tensor or several; a compiled one is unwrapped. Put into evaluation mode.
+        image: Example images (b, c, h, w) or volumes (b, c, d, h, w), b at least 2 for a dynamic batch; float32, or
+            float16 for a model of that.
+        path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format.
+        dynamic_batch: Leave the batch size open.
+        dynamic_size: Leave height and width open, from 64 pixels on. Scan orders and numbers of steps become part of
+            the program, so a model that scans is refused.
+        standalone: Decompose this package's operators in a .pt2, so that it loads where the package is not installed.
+        output_name: Name of an ONNX file's output; several are numbered, `name_0`, `name_1`, ...
+        metadata: Texts to write into an ONNX file, by name.
+
+    Raises:
+        ValueError: the ending is not known, the model cannot be written so, or the file computes something else.
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
     path = Path(path)
@@ -32,27 +99,137 @@ def export_model(model: nn.Module, image: Tensor, path: str | Path, dynamic_batc
         raise ValueError(f"cannot tell the format from {path.name!r}; the ending must be one of {', '.join(FORMATS)}")
     if path.suffix == ".onnx":
         _require_onnx()
-    model.eval()
-    shapes = {0: torch.export.Dim("batch", max=4096)} if dynamic_batch else None
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        if weights > _ONNX_LIMIT:
+            raise ValueError(
+                f"{weights / 2**30:.1f} GiB of weights do not fit into one ONNX file, whose limit is 2 GiB; "
+                "write .pt2, or half of it with float16"
+            )
+    model = getattr(model, "_orig_mod", model).eval()
     with torch.no_grad():
-        program = torch.export.export(model, (image,), dynamic_shapes=(shapes,))
-        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, suffix=path.suffix)
-        os.close(handle)
-        try:
-            test = torch.randn_like(image[:1] if dynamic_batch else image)
+        program = _traced(model, image, dynamic_batch, dynamic_size)
+        if standalone or path.suffix == ".onnx":
+            program = _decomposed(program) if path.suffix == ".pt2" else program
+        with replacing(path, suffix=path.suffix) as temporary:
             if path.suffix == ".pt2":
                 torch.export.save(program, temporary)
-                output = torch.export.load(temporary).module()(test)
+                run = torch.export.load(temporary).module()
+                nodes = sum(node.op == "call_function" for node in program.graph.nodes)
             else:
-                onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+                count = len(outputs) if isinstance(outputs := model(image[:1]), (tuple, list)) else 1
+                names = [output_name] if count == 1 else [f"{output_name}_{i}" for i in range(count)]
+                onnx_program = torch.onnx.export(
+                    program, dynamo=True, verbose=False, input_names=["images"], output_names=names
+                )
                 assert onnx_program is not None, "with dynamo the program is returned"
+                onnx_program.model.metadata_props.update(metadata or {})
                 onnx_program.save(temporary)
-                output = _run_onnx(temporary, test)
-            difference = (output - model(test)).abs().max().item()
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return difference
+                nodes = sum(1 for _ in onnx_program.model.graph.all_nodes())
+                run = _onnx_session(str(temporary))
+            shapes = _shapes(image, dynamic_batch, dynamic_size)
+            difference = max(_difference(model, run, image.new_empty(shape).normal_()) for shape in shapes)
+            allowed = TOLERANCES[image.dtype]
+            if not difference <= allowed:  # a NaN is refused too
+                raise ValueError(
+                    f"the written program differs from the model by {difference:.1e} of the outputs' spread, more than "
+                    f"{allowed:.0e}; nothing was written"
+                )
+            one = image.new_empty(shapes[0]).normal_()
+            eager, runtime = _seconds(lambda: model(one)), _seconds(lambda: run(one))
+    return Exported(difference, nodes, eager, runtime, shapes)
+
+
+def _traced(model: nn.Module, image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> torch.export.ExportedProgram:
+    shapes: dict[int, object] = {0: torch.export.Dim("batch", max=4096)} if dynamic_batch else {}
+    if dynamic_size:
+        if image.ndim != 4:
+            raise ValueError("only images, not volumes, can leave their size open")
+        if min(image.shape[2:]) <= _SMALLEST:
+            raise ValueError(f"to leave the size open, images of more than {_SMALLEST} pixels are traced")
+        shapes |= {i: torch.export.Dim(side, min=_SMALLEST, max=8192) for i, side in ((2, "height"), (3, "width"))}
+        if _scans(model, image):
+            raise ValueError(
+                f"the scan orders of {type(model).__name__} become part of the program, so its images have one size; "
+                "export a file for each size"
+            )
+    try:
+        return torch.export.export(model, (image,), dynamic_shapes=(shapes or None,))
+    except torch._dynamo.exc.UserError as error:
+        if not dynamic_size:
+            raise
+        raise ValueError(
+            f"{type(model).__name__} cannot leave height and width open: export a file for each size "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+class _Seen(TorchFunctionMode):
+    """Whether an operator was called whose steps follow an order of the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ordered = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.ordered |= func in _ORDERED
+        return func(*args, **(kwargs or {}))
+
+
+def _scans(model: nn.Module, image: Tensor) -> bool:
+    with _Seen() as seen:
+        model(image[:1])
+    return seen.ordered
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without operators of this package."""
+    table = {op: rule for op, rule in torch._decomp.decomposition_table.items() if op.namespace == "visionssm"}
+    program = program.run_decompositions(table)
+    left = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionssm")}
+    if left:
+        raise ValueError(
+            f"{', '.join(sorted(left))} has no decomposition, so this model needs visionssm where it loads"
+        )
+    return program
+
+
+def _shapes(image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> list[tuple[int, ...]]:
+    """Shapes to check: one image, several; and smaller, larger, not square where the size is open."""
+    _, c, *size = image.shape
+    sizes = [size]
+    if dynamic_size:
+        h, w = size
+        sizes += [[h + 32, w], [max(_SMALLEST, h - 32), w + 64]]
+    batches = [1, 3] if dynamic_batch else [image.shape[0]]
+    return [(batches[0], c, *size) for size in sizes] + [(batch, c, *size) for batch in batches[1:]]
+
+
+def _difference(model: nn.Module, run, images: Tensor) -> float:
+    worst = 0.0
+    for found, expected in zip(_as_list(run(images)), _as_list(model(images)), strict=True):
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"the written program returns {tuple(found.shape)} for images {tuple(images.shape)}, the model "
+                f"{tuple(expected.shape)}"
+            )
+        found, expected = found.double(), expected.double()
+        spread = (expected.max() - expected.min()).clamp(min=torch.finfo(torch.float64).tiny)
+        error = ((found - expected).abs().max() / spread).item()
+        worst = max(worst, error) if error == error else float("nan")
+    return worst
+
+
+def _as_list(outputs) -> list[Tensor]:
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+def _seconds(call) -> float:
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _require_onnx() -> None:
@@ -66,8 +243,12 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _run_onnx(path: str, image: Tensor) -> Tensor:
+def _onnx_session(path: str):
+    """A function from images to the outputs of an ONNX file, in ONNX Runtime with PyTorch's number of threads."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: image.numpy()})[0])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: [torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})]

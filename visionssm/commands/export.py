@@ -1,54 +1,311 @@
-"""Export a model with torch.export or to ONNX and check the written file.
+"""Export a model to ONNX, as a torch.export program or as a folder that timm loads, and check what was written.
 
-python tools/export.py vmamba_tiny_s1l8 --output vmamba_tiny.onnx
-python tools/export.py vmamba_tiny_s1l8 --checkpoint authors.pth --img-size 384 512 --output vmamba_tiny.pt2
+python tools/export.py --checkpoint work/demo/last.pth.tar --output digits.onnx
+python tools/export.py vmamba_tiny_s1l8 --pretrained --img-size 384 512 --output vmamba_tiny.pt2 --standalone
+python tools/export.py vmamba_tiny_s1l8 --features-only --output maps.onnx
+python tools/export.py vm_unet --num-classes 9 --checkpoint authors.pth --output vm_unet.onnx
+python tools/export.py --checkpoint work/demo/last.pth.tar --output FOLDER --push OWNER/NAME
+python tools/export.py --all 'test_*' --output table.md
 
 A .pt2 program calls the operators of visionssm: where it is loaded, the package must be installed and imported first
-(import visionssm). An .onnx file needs nothing but a runtime.
+(import visionssm), or it is written with --standalone. An .onnx file needs nothing but a runtime; how the images are
+prepared and the names of the classes stand in its metadata.
 """
 
 import argparse
-import sys
+import csv
+import io
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from ..analysis.exporting import export_model
-from ..errors import UserError
+from ..errors import UserError, nearest
+from ..files import write_text
+from ._boundary import bounded
 from ._inference_options import add_model_options, read_classifier
+from ._parser import command_parser
+
+_SIZE = 64  # of a dense model's images, where none is given
+_COLUMNS = ("model", "input", "nodes", "mib", "difference", "difference_float16", "eager_ms", "onnxruntime_ms", "note")
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="name of a model; a run's checkpoint says it itself")
-    parser.add_argument("--output", type=Path, required=True, help="file to write: .pt2 (torch.export) or .onnx")
-    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
-    parser.add_argument("--static-batch", action="store_true", help="fix the batch size to 1")
-    add_model_options(parser, model_help=None)
-    args = parser.parse_args(argv)
-    try:
-        classifier = read_classifier(args, args.model, images={"img_size": None}, exportable=True)
-    except UserError as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    channels, *size = classifier.data_config["input_size"]
-    if args.img_size:
-        size = (args.img_size * 2)[:2]
-    if args.output.suffix in (".pt", ".pth", ".torchscript", ".ts"):
-        print(
-            f"export: {args.output.name} would be TorchScript, which PyTorch has deprecated and which cannot hold "
-            "operators with Python kernels; write .pt2 or .onnx",
-            file=sys.stderr,
-        )
-        return 2
-    image = torch.randn(1 if args.static_batch else 2, channels, *size)
-    try:
-        difference = export_model(classifier.model, image, args.output, dynamic_batch=not args.static_batch)
-    except (ValueError, ImportError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, images of {size[0]} x {size[1]}, "
-        f"largest difference to the model {difference:.1e}"
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = command_parser(__name__, __doc__)
+    add = parser.add_argument
+    add("model", nargs="?", help="name of a classifier, segmenter or restorer; a run's checkpoint says it itself")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        help="file to write: .onnx, .pt2 (torch.export), a folder for timm's local-dir: (no ending), or --all's table",
     )
+    add("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
+    add("--static-batch", action="store_true", help="fix the batch size to 1")
+    add("--dynamic-size", action="store_true", help="leave height and width open, which models without a scan can")
+    add("--features-only", action="store_true", help="feature maps in the place of logits")
+    add("--half", action="store_true", help="weights and images in float16")
+    add("--standalone", action="store_true", help="a .pt2 that loads where visionssm is not installed")
+    add(
+        "--push",
+        metavar="OWNER/NAME",
+        help="repository on the Hugging Face hub for the folder; only shown without --yes",
+    )
+    add("--yes", action="store_true", help="really push")
+    add(
+        "--all",
+        nargs="*",
+        metavar="PATTERN",
+        help="export every classifier that matches to ONNX and write a table, Markdown and CSV; rows that it has stay",
+    )
+    add_model_options(parser, model_help=None)
+    return parser
+
+
+@bounded
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    args = build_parser().parse_args(argv)
+    _check(args)
+    if args.all is not None:
+        _tabulate(args.all or ["*"], args.output)
+    elif not args.output.suffix:
+        _write_folder(args)
+    else:
+        _write_program(args)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is built."""
+    from ..analysis.exporting import FORMATS
+
+    ending = args.output.suffix
+    if args.all is not None:
+        if ending != ".md":
+            raise UserError(f"--all writes a table: --output ends in .md, found {args.output}")
+        return
+    if ending in (".pt", ".pth", ".torchscript", ".ts"):
+        raise UserError(
+            f"{args.output.name} would be TorchScript, which PyTorch has deprecated and which cannot hold operators "
+            "with Python kernels; write .pt2 or .onnx"
+        )
+    if ending and ending not in FORMATS:
+        raise UserError(f"--output ends in {', '.join(FORMATS)}, or is a folder without an ending; found {args.output}")
+    if args.standalone and ending != ".pt2":
+        raise UserError("--standalone is for .pt2; an .onnx file never needs this package")
+    if args.push and ending:
+        raise UserError("--push uploads a folder: give --output without an ending")
+    if args.yes and not args.push:
+        raise UserError("--yes confirms --push, which is not given")
+    if not ending and (args.features_only or args.half or args.img_size or args.dynamic_size):
+        raise UserError("a folder for timm holds the model as it is: export .onnx or .pt2 for another form of it")
+    if args.img_size and min(args.img_size) < 1:
+        raise UserError(f"--img-size takes sizes of at least 1, found {args.img_size}")
+
+
+def _attempt(work: Callable[[], Any], what: str) -> Any:
+    """What an export returns; its failures as one sentence."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # exporters raise errors of many kinds, and chain the reason
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise UserError(f"{what} cannot be exported: {lines[0][:300]}") from error
+
+
+def _write_program(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..analysis.exporting import FeatureMaps, export_model
+    from ..restoration import list_models as restorers
+    from ..segmentation import list_models as segmenters
+
+    dense = {name: "logits" for name in segmenters()} | {name: "restored" for name in restorers()}
+    metadata: dict[str, str] = {}
+    if args.model in dense:
+        if args.features_only:
+            raise UserError(f"{args.model} is a dense model, whose output is a map already; leave out --features-only")
+        name, model, output_name = args.model, _dense_model(args), dense[args.model]
+        dims = getattr(model, "spatial_dims", 2)
+        shape = [model.in_chans, *_sized(args.img_size or [_SIZE], dims)]
+        metadata = {"model": name}
+    else:
+        _known(args.model, dense)
+        classifier = read_classifier(args, args.model, images={"img_size": None}, exportable=True)
+        name, model, output_name = classifier.name, classifier.model, "logits"
+        channels, *size = classifier.data_config["input_size"]
+        size = _sized(args.img_size, 2) if args.img_size else size
+        if args.img_size and hasattr(model, "set_input_size"):
+            _attempt(lambda: model.set_input_size(tuple(size)), name)
+        shape = [channels, *size]
+        metadata = _metadata(classifier, size)
+        if args.features_only:
+            model, output_name = _attempt(lambda: FeatureMaps(model), name), "features"
+    dtype = torch.float16 if args.half else torch.float32
+    image = torch.randn(1 if args.static_batch else 2, *shape).to(dtype)
+    told = _attempt(
+        lambda: export_model(
+            model.to(dtype),
+            image,
+            args.output,
+            dynamic_batch=not args.static_batch,
+            dynamic_size=args.dynamic_size,
+            standalone=args.standalone,
+            output_name=output_name,
+            metadata=metadata,
+        ),
+        f"{name} at {' x '.join(map(str, shape[1:]))}",
+    )
+    print(
+        f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {told.nodes} operators, images of "
+        f"{' x '.join(map(str, shape[1:]))}, "
+        f"largest difference to the model {told.difference:.1e} of the outputs' spread"
+    )
+
+
+def _sized(size: list[int], dims: int) -> list[int]:
+    if len(size) not in (1, dims):
+        raise UserError(f"--img-size takes 1 or {dims} numbers for this model, found {len(size)}")
+    return size * dims if len(size) == 1 else list(size)
+
+
+def _known(name: str | None, dense: dict[str, str]) -> None:
+    from timm.models import is_model, list_models
+
+    if name is not None and not is_model(name.split(".")[0]) and ":" not in name:
+        raise UserError(f"there is no model {name!r}{nearest(name, [*list_models(), *dense])}")
+
+
+def _dense_model(args: argparse.Namespace) -> Any:
+    from .. import restoration, segmentation
+
+    kwargs = dict(args.model_kwargs)
+    kwargs |= {key: getattr(args, key) for key in ("num_classes", "in_chans") if getattr(args, key) is not None}
+    registry = segmentation if args.model in segmentation.list_models() else restoration
+    return _attempt(lambda: registry.create_model(args.model, checkpoint=args.checkpoint, **kwargs), args.model)
+
+
+def _metadata(classifier, size: list[int]) -> dict[str, str]:
+    """How images are prepared and what the outputs mean, as texts."""
+    config = classifier.data_config
+    facts = {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode") if key in config}
+    facts |= {"model": classifier.name, "input_size": [config["input_size"][0], *size]}
+    if classifier.classes:
+        facts["classes"] = classifier.classes
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def _write_folder(args: argparse.Namespace) -> None:
+    """safetensors and config.json, read back once."""
+    import timm
+    import torch
+    from timm.models import push_to_hf_hub, save_for_hf
+
+    if args.output.is_file():
+        raise UserError(f"{args.output} is a file; a folder is written")
+    _known(args.model, {})
+    classifier = read_classifier(args, args.model)
+    config = {key: classifier.data_config[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
+    labels = {"label_names": classifier.classes} if classifier.classes else {}
+    given = {"model_config": labels, "safe_serialization": True, "data_config": config}
+
+    def save() -> Any:
+        save_for_hf(classifier.model, args.output, **given)
+        return timm.create_model(f"local-dir:{args.output.resolve()}", pretrained=True).eval()
+
+    again = _attempt(save, classifier.name)
+    images = torch.randn(1, *classifier.data_config["input_size"])
+    with torch.no_grad():
+        if not torch.equal(again(images), classifier.model(images)):
+            raise UserError(f"{args.output} does not give the model's outputs when timm loads it again")
+    files = sorted(path for path in args.output.iterdir() if path.name in ("config.json", "model.safetensors"))
+    print(f"{args.output}: import visionssm; timm.create_model('local-dir:{args.output}', pretrained=True)")
+    if args.push and not args.yes:
+        listed = ", ".join(f"{path.name} ({path.stat().st_size / 2**20:.1f} MiB)" for path in files)
+        print(f"would push {listed} to {args.push}; add --yes to do it")
+    elif args.push:
+        print(f"pushed: {_attempt(lambda: push_to_hf_hub(classifier.model, args.push, **given), args.push)}")
+
+
+def _tabulate(patterns: list[str], path: Path) -> None:
+    """Export every model that matches, and keep the table up to date after each."""
+    import tempfile
+
+    import timm
+    import torch
+    from timm.models import get_pretrained_cfg
+
+    from .. import list_models
+    from ..analysis.exporting import export_model
+
+    names = list_models(patterns)
+    if not names:
+        raise UserError(f"no model of this package matches {' '.join(patterns)}{nearest(patterns[0], list_models())}")
+    data = path.with_suffix(".csv")
+    rows: dict[str, dict[str, str]] = {}
+    if data.exists():
+        with open(data, newline="") as file:
+            rows = {row["model"]: row for row in csv.DictReader(file)}
+    for name in names:
+        if name in rows:
+            continue
+        cfg = get_pretrained_cfg(name, allow_unregistered=False)
+        assert cfg is not None
+        row = {"model": name, "input": "x".join(map(str, cfg.input_size[1:]))}
+        for dtype in (torch.float32, torch.float16):
+            torch.manual_seed(0)
+            model = timm.create_model(name, exportable=True).eval().to(dtype)
+            image = torch.randn(2, *cfg.input_size).to(dtype)
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "model.onnx"
+                try:
+                    told = _attempt(lambda m=model, i=image, f=file: export_model(m, i, f), name)
+                except UserError as error:
+                    row["note"] = f"{row.get('note', '')} {str(dtype)[6:]}: {error}".strip()
+                    continue
+                if dtype == torch.float16:
+                    row["difference_float16"] = f"{told.difference:.1e}"
+                    continue
+                row |= {"nodes": str(told.nodes), "mib": f"{file.stat().st_size / 2**20:.1f}"}
+                row |= {"difference": f"{told.difference:.1e}", "eager_ms": f"{1e3 * told.eager:.1f}"}
+                row["onnxruntime_ms"] = f"{1e3 * told.runtime:.1f}"
+        rows[name] = row
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        _write_table(path, list(rows.values()))
+
+
+def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    import onnxruntime
+    import torch
+
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path.with_suffix(".csv"), stream.getvalue())
+    heads = ("model", "input", "nodes", "MiB", "difference", "in float16", "eager (ms)", "ONNX Runtime (ms)", "note")
+    lines = [
+        "# Models as ONNX files",
+        "",
+        "Written by `python tools/export.py --all PATTERN --output FILE.md`; rows that a table has are kept. Weights "
+        "are random, the batch is open, and each file was run with one image and with three. Differences are the "
+        "largest ones of the logits, over the spread of the model's logits; a file is refused above 1e-4, in float16 "
+        "above 3e-2, where the model itself is float16. Times are of one image on a CPU, the smallest of three, with "
+        f"{torch.get_num_threads()} thread, torch {torch.__version__} and ONNX Runtime {onnxruntime.__version__}.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        cells = [row.get(key, "") for key in _COLUMNS]
+        cells[0] = f"`{cells[0]}`"
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    write_text(path, "\n".join([*lines, ""]))

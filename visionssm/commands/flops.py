@@ -11,12 +11,13 @@ import argparse
 import csv
 import io
 import json
-import sys
 from decimal import Decimal
 
 from ..errors import UserError
 from ..files import shipped, write_text
-from ._help import HelpFormatter
+from ._boundary import bounded
+from ._parser import command_parser
+from ._vocabulary import add_options
 
 FORMATS = ("text", "markdown", "csv", "json")
 LARGE = 0.03  # a gap that asks for an explanation
@@ -34,35 +35,27 @@ def published() -> dict[str, dict]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    from timm.utils import ParseKwargs
-
-    class Formatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Formatter)
+    parser = command_parser(__name__, __doc__)
     add = parser.add_argument
     add("models", nargs="*", metavar="PATTERN", help="names of timm models, ours or others")
     add("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
-    add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="KEY=VALUE", help="constructor arguments")
+    add_options(parser, "model-kwargs")
     add("--modules", type=int, metavar="DEPTH", help="a row for each module, so many levels deep")
     add("--format", choices=FORMATS, default="text", help="of the table")
     add("--output", metavar="FILE", help="write there instead of printing")
     return parser
 
 
+@bounded
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
-    try:
-        size = tuple((args.img_size * 2)[:2]) if args.img_size else None
-        if size and (len(args.img_size) > 2 or min(size) < 1):
-            raise UserError(f"--img-size takes a height and a width of at least 1, found {args.img_size}")
-        if args.modules is not None and args.modules < 0:
-            raise UserError(f"--modules takes a depth of at least 0, found {args.modules}")
-        rows = _rows(_names(args.models), size, dict(args.model_kwargs), args.modules, quiet=not args.output)
-    except UserError as error:
-        print(f"flops: {error}", file=sys.stderr)
-        return 2
+    size = tuple((args.img_size * 2)[:2]) if args.img_size else None
+    if size and (len(args.img_size) > 2 or min(size) < 1):
+        raise UserError(f"--img-size takes a height and a width of at least 1, found {args.img_size}")
+    if args.modules is not None and args.modules < 0:
+        raise UserError(f"--modules takes a depth of at least 0, found {args.modules}")
+    rows = _rows(_names(args.models), size, dict(args.model_kwargs), args.modules, quiet=not args.output)
     text = _written(rows, args.format)
     if args.output:
         write_text(args.output, text)
