@@ -40,18 +40,11 @@ def hidden_attention(
     Raises:
         ValueError: the layer scans not once, or has no causal convolution or gate to put in.
     """
-    with ScanCalls() as seen:
-        layer(x, *args)
-    scans = [call for call in seen.calls if call.function is selective_scan]
-    convs = [call for call in seen.calls if call.function is causal_conv1d]
-    if len(scans) != 1:
-        raise ValueError(f"hidden attention is that of one scan, but {type(layer).__name__} makes {len(scans)}")
-    if (with_conv or with_gate) and not (isinstance(layer, MambaMixer) and len(convs) == 1):
-        raise ValueError("with_conv and with_gate are for Mamba's mixers, which convolve causally and gate with SiLU")
-    parts = _Steps(scans[0].arguments)
+    layer = getattr(layer, "_orig_mod", layer)
+    scan, conv = _one_scan(layer, x, args, with_conv or with_gate)
+    parts = _Steps(scan.arguments)
     matrix = parts.matrices(with_skip)
-    if with_conv:
-        conv = convs[0]
+    if with_conv and conv is not None:
         matrix = (matrix * torch.sigmoid(_steps_first(_before_silu(conv)))[:, :, :, None]) @ _taps(
             conv.arguments, parts.length
         )
@@ -60,6 +53,74 @@ def hidden_attention(
         gate = F.silu(layer.in_proj(x).chunk(2, dim=-1)[1])
         matrix = matrix * gate.transpose(1, 2)[:, None, :, :, None]
     return matrix
+
+
+@torch.no_grad()
+def token_attention(
+    layer: nn.Module, x: Tensor, *args: Any, token: int, route: int | None = None, unified: bool = False
+) -> Tensor:
+    """One token's row of `hidden_attention`, without the matrices, which large maps have no room for.
+
+    Args:
+        layer: A layer that scans once.
+        x: The layer's input.
+        *args: Further arguments of the layer.
+        token: The output token, in the tokens' own order.
+        route: A route; all of them, added, if None.
+        unified: With convolution and gate (arXiv:2405.16504), for Mamba's mixers.
+
+    Returns:
+        (b, d, L): what each input token gives each channel of the output token.
+
+    Raises:
+        ValueError: as for `hidden_attention`, or no such token or route.
+    """
+    scan, conv = _one_scan(layer, x, args, with_conv=unified)
+    steps = _Steps(scan.arguments)
+    routes = steps.b.shape[1]
+    if route is not None and not 0 <= route < routes:
+        raise ValueError(f"route must be from 0 to {routes - 1}, got {route}")
+    if not 0 <= token < steps.num_tokens:
+        raise ValueError(f"token must be from 0 to {steps.num_tokens - 1}, got {token}")
+    total = scan.arguments["u"].new_zeros(x.shape[0], steps.a.shape[1], steps.num_tokens, dtype=torch.float32)
+    for k in range(routes) if route is None else [route]:
+        order = torch.arange(steps.length) if steps.order is None else steps.order[k].long()
+        for step in (order == token).nonzero().flatten().tolist():
+            row = steps.row(step, k, own_step=True, diagonal=True)
+            if conv is not None:
+                gain = torch.sigmoid(_steps_first(_before_silu(conv)))[:, k, :, : step + 1]
+                weight = conv.arguments["weight"]
+                row = _convolved_back(row * gain, weight[k] if weight.ndim == 3 else weight)
+            visited = order[: step + 1]
+            total.index_add_(2, visited.clamp(min=0), row * (visited >= 0))
+    if unified:
+        gate = F.silu(layer.in_proj(x).chunk(2, dim=-1)[1])
+        total = total * gate[:, token, :, None]
+    return total
+
+
+def _convolved_back(row: Tensor, weight: Tensor) -> Tensor:
+    """A row (b, d, T) over a causal convolution's outputs to one over its inputs; `weight` is (d, taps)."""
+    out = torch.zeros_like(row)
+    for back in range(min(weight.shape[-1], row.shape[-1])):
+        out[..., : row.shape[-1] - back] += row[..., back:] * weight[:, -1 - back, None]
+    return out
+
+
+def _one_scan(layer: nn.Module, x: Tensor, args: tuple, with_conv: bool) -> tuple[ScanCall, ScanCall | None]:
+    """The call of the scan that a layer makes, and that of its causal convolution if it is wanted."""
+    layer = getattr(layer, "_orig_mod", layer)  # a compiled layer makes no calls
+    with ScanCalls() as seen:
+        layer(x, *args)
+    scans = [call for call in seen.calls if call.function is selective_scan]
+    convs = [call for call in seen.calls if call.function is causal_conv1d]
+    if len(scans) != 1:
+        raise ValueError(f"hidden attention is that of one scan, but {type(layer).__name__} makes {len(scans)}")
+    if not with_conv:
+        return scans[0], None
+    if not (isinstance(layer, MambaMixer) and len(convs) == 1):
+        raise ValueError("convolution and gate are those of Mamba's mixers, which convolve causally and gate with SiLU")
+    return scans[0], convs[0]
 
 
 def _steps_first(x: Tensor) -> Tensor:
@@ -134,21 +195,25 @@ class _Steps:
             out.diagonal(0, -2, -1).add_(self.d[None, :, :, None])
         return out
 
-    def row(self, step: int, route: int, own_step: bool) -> Tensor:
-        """Row of the matrix of one route at a step, (b, d, step): without the diagonal.
+    def row(self, step: int, route: int, own_step: bool, diagonal: bool = False) -> Tensor:
+        """Row of the matrix of one route at a step, (b, d, step), or (b, d, step + 1) with the diagonal.
 
         Args:
             step: The output step.
             route: The route.
             own_step: Include the decay of the step itself, which the released tools leave out.
+            diagonal: Include the step's own entry.
         """
         delta = self.delta[:, route, :, : step + 1]
+        count = step + 1 if diagonal else step
         sums = delta.cumsum(-1)
-        spans = (sums[..., -1:] if own_step else sums[..., -1:] - delta[..., -1:]) - sums[..., :-1]
-        weights = self.c[:, route, step, :, None] * self.b[:, route, :step].transpose(1, 2)  # (b, N, step)
+        spans = (sums[..., -1:] if own_step else sums[..., -1:] - delta[..., -1:]) - sums[..., :count]
+        weights = self.c[:, route, step, :, None] * self.b[:, route, :count].transpose(1, 2)  # (b, N, count)
         a = self.a[route if self.a.shape[0] > 1 else 0]
-        decay = torch.exp(a[None, :, :, None] * spans[:, :, None])  # (b, d, N, step)
-        return (decay * weights[:, None]).sum(2) * delta[..., :-1]
+        out = torch.zeros_like(delta[..., :count])
+        for n in range(a.shape[-1]):
+            out += torch.exp(a[:, n, None] * spans) * weights[:, n, None]
+        return out * delta[..., :count]
 
     def by_token(self, matrix: Tensor) -> Tensor:
         """(b, k, d, T, T) over steps to (b, k, d, L, L) over tokens."""
