@@ -99,6 +99,7 @@ def add_erf(commands: argparse._SubParsersAction) -> None:
     add("--data-dir", required=True, metavar="DIR", help="data set, or folder of images")
     add("--split", default="validation", metavar="NAME", help="split of it (default: validation)")
     add("--img-size", type=int, metavar="N", help="height and width (default: 1024; of a checkpoint, the run's)")
+    add("--level", type=int, default=-1, metavar="N", help="feature level, as in timm (default: -1, the last)")
     add("--images", type=int, default=50, metavar="N", help="images, drawn at random (default: 50)")
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
     add("--seed", type=int, default=0, help="fixes the drawn images and random weights (default: 0)")
@@ -129,14 +130,15 @@ def run_erf(args: argparse.Namespace) -> None:
         size = args.img_size or (None if args.checkpoint else 1024)
         classifier = load_classifier(name, file, pretrained=args.pretrained, data_options={"img_size": size})
         model, config = classifier.model, classifier.data_config
-        if not hasattr(model, "forward_intermediates"):
-            raise UserError(f"{classifier.name} has no feature maps (forward_intermediates)")
         side = tuple(config["input_size"][1:])
         if hasattr(model, "set_input_size") and tuple(getattr(model, "img_size", side)) != side:
             attempt(lambda model=model, side=side: model.set_input_size(side))
+        _check_levels(classifier, [args.level])
         source = "trained" if file else "published weights" if args.pretrained else "random weights"
         images = _drawn_images(args, classifier)
-        field = attempt(lambda m=model, i=images: receptive_field(m.to(device), [x.to(device) for x in i]))
+        field = attempt(
+            lambda m=model, i=images: receptive_field(m.to(device), [x.to(device) for x in i], index=args.level)
+        )
         heading = f"{classifier.name}, {source}"
         if heading in fields:
             heading += f" ({Path(file).parent.name if file else len(fields)})"
@@ -378,18 +380,23 @@ def run_features(args: argparse.Namespace) -> None:
     check_png(args.output)
     classifier = read_model(args)
     model = classifier.model
-    if not hasattr(model, "forward_intermediates"):
-        raise UserError(f"{classifier.name} has no feature maps (forward_intermediates)")
-    count = len(model.feature_info) if hasattr(model, "feature_info") else None
-    for level in args.level or []:
-        if count is not None and not -count <= level < count:
-            raise UserError(f"feature level {level} does not exist: {classifier.name} has levels 0 to {count - 1}")
+    _check_levels(classifier, args.level or [])
     _, picture, images = read_images(args, classifier)[0]
     with torch.no_grad():
         features = attempt(lambda: model.forward_intermediates(images, indices=args.level, intermediates_only=True))
     names = args.level or range(len(features))
     maps = {f"level {n}": principal_components(f[0]) for n, f in zip(names, features, strict=True)}
     save(draw_features(picture, maps), args.output)
+
+
+def _check_levels(classifier, levels: list[int]) -> None:
+    model = classifier.model
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"{classifier.name} has no feature maps (forward_intermediates)")
+    count = len(model.feature_info)
+    for level in levels:
+        if not -count <= level < count:
+            raise UserError(f"feature level {level} does not exist: {classifier.name} has levels 0 to {count - 1}")
 
 
 def add_activations(commands: argparse._SubParsersAction) -> None:
