@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from test_selective_scan import NAMES, assert_close, cases, make_inputs, run
 
 pytest.importorskip("triton")
-from visionssm.ops import selective_scan  # noqa: E402
-from visionssm.ops.selective_scan import triton_backend  # noqa: E402
+from visionssm.ops import selective_scan, triton_support  # noqa: E402
 from visionssm.ops.selective_scan.triton import config, launch, tables  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -316,7 +315,7 @@ def test_doubles_are_refused():
 
 
 def test_old_triton_is_refused(monkeypatch):
-    monkeypatch.setattr(triton_backend, "_TRITON", (3, 4))
+    monkeypatch.setattr(triton_support, "_TRITON", (3, 4))
     args, options = make_inputs(15, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="need triton 3.5 .* or newer, found 3.4"):
         selective_scan(**args, **options, backend="triton")

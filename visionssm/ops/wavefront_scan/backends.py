@@ -5,11 +5,16 @@ from math import inf
 import torch
 
 from ..dispatch import choose
-from . import native_backend, portable, reference
+from . import native_backend, portable, reference, triton_backend
 from .backend import Backend
 from .contract import Wavefront
 
-BACKENDS: tuple[Backend, ...] = (native_backend.BACKEND, portable.BACKEND, reference.BACKEND)
+BACKENDS: tuple[Backend, ...] = (
+    triton_backend.BACKEND,
+    native_backend.BACKEND,
+    portable.BACKEND,
+    reference.BACKEND,
+)
 
 
 def choose_backend(name: str | None, device: torch.device, dtype: torch.dtype, updates: float | None = None) -> Backend:

@@ -44,10 +44,10 @@ def wavefront_scan(
         B_left: As B_top.
         C: Output projection, (b, H, W, N).
         D: Skip weight, (d,), dtype of A_top.
-        backend: "native", "portable" or "reference", the definition cell by cell; None reads the environment variable
-            VISIONSSM_BACKEND and else takes the native library on CPUs where it was compiled, and the portable
-            implementation anywhere else and for float64. A compiled or exported program holds no choice but the one
-            asked for here.
+        backend: "triton", "native", "portable" or "reference", the definition cell by cell; None reads the environment
+            variable VISIONSSM_BACKEND and else takes Triton on GPUs, the native library on CPUs where it was compiled,
+            and the portable implementation anywhere else and for float64. A compiled or exported program holds no
+            choice but the one asked for here.
 
     Returns:
         (b, H, W, d) in x's dtype.

@@ -1,9 +1,9 @@
 """The scan as Triton kernels: order, low-rank step sizes and merge inside; deterministic."""
 
-from . import interpreter
+from ... import triton_interpreter
 
-if interpreter.INTERPRETING:
-    interpreter.repair()
+if triton_interpreter.INTERPRETING:
+    triton_interpreter.repair()
 
 from .launch import backward, forward, states_shape  # noqa: E402  after the repair
 

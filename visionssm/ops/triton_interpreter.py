@@ -7,12 +7,19 @@ from triton.runtime import interpreter
 INTERPRETING: bool = knobs.runtime.interpret
 
 
+_repaired = False
+
+
 def repair() -> None:
     """Mend two things that the interpreter of Triton 3.6.0 cannot do; remove each when the oldest supported one can.
 
     `range` over a scalar with numpy >= 2.4, which no longer turns arrays of one element into integers; products of
     bfloat16 tiles, which it keeps as integers of the same bits.
     """
+    global _repaired
+    if _repaired:
+        return
+    _repaired = True
     patch_tensor = interpreter._patch_lang_tensor
     builder = interpreter.InterpreterBuilder
     create_dot = builder.create_dot
