@@ -26,7 +26,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       the documentation with every docstring as a site, in $(WORK)/site"
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
-	@echo "make ecosystem  pico models through libraries that take any timm model: peft, captum, transformers and others"
+	@echo "make ecosystem  pico models through libraries that take any timm model: peft, captum, Lightning and others"
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
@@ -131,6 +131,7 @@ test: lint $(VENV)/.openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-all: lint sanitize $(VENV)/.openmmlab
+	$(PIP) install -c constraints.txt -e ".[ecosystem]"
 	$(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev
@@ -138,7 +139,7 @@ timm-suite: $(VENV)/.dev
 
 ecosystem: $(VENV)/.dev
 	$(PIP) install -c constraints.txt -e ".[ecosystem]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ecosystem
+	OMP_NUM_THREADS=1 $(BIN)/python tests/report.py ecosystem
 
 # our trainer against timm's own train.py from one recipe: make parity TIMM=<checkout of timm>
 parity: $(VENV)/.dev

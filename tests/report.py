@@ -1,15 +1,16 @@
 """Run everything and write dated reports, one file a part, to reports/.
 
-    python tests/report.py [parity tests timm faults sharded digits]
+    python tests/report.py [parity tests ecosystem timm faults sharded digits]
 
 Without arguments, all parts:
 
-    parity   the deviation of every recorded case
-    tests    all tests that need no GPU, slow ones included, except the last two parts
-    timm     timm's own model tests on every variant
-    faults   a training that is killed again and again
-    sharded  a sharded training of two processes that are killed again and again
-    digits   the pico variant of each family trained on handwritten digits
+    parity      the deviation of every recorded case
+    tests       all tests that need no GPU, slow ones included, except those of other parts
+    ecosystem   every pico model in libraries that take any timm model, as a table
+    timm        timm's own model tests on every variant
+    faults      a training that is killed again and again
+    sharded     a sharded training of two processes that are killed again and again
+    digits      the pico variant of each family trained on handwritten digits
 """
 
 import argparse
@@ -38,7 +39,9 @@ PARTS = {
         "--durations=15",
         "-k",
         "not digits_recipes_reach and not twenty_kills",
+        "--ignore=tests/ecosystem",
     ],
+    "ecosystem": ["-m", "pytest", "-q", "-rf", "-W", "ignore", "tests/ecosystem"],
     "timm": ["tests/timm_suite/run.py", "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
     "sharded": ["tests/engine/sharded_fault_run.py"],

@@ -1,9 +1,10 @@
 """Libraries that take any timm model, with every pico model: a few lines each, as their users write them.
 
-`make ecosystem` installs them and runs these.
+`make ecosystem` installs them, runs these and writes the table in reports/ecosystem.md.
 """
 
 import copy
+import io
 
 import pytest
 import timm
@@ -72,12 +73,90 @@ def test_fvcore(model, images):
     assert fvcore.FlopCountAnalysis(model, images[:1]).unsupported_ops_warnings(False).total() > 0
 
 
-def test_transformers(model, images):
+def test_grad_cam(model, images):
+    cam = pytest.importorskip("pytorch_grad_cam")
+    if hasattr(model, "blocks"):  # plain: the last block whose patches reach a class token
+        layers = [model.blocks[-2]]
+        to_map = lambda x: model.split_tokens(x)[0].mT.unflatten(2, (int(x.shape[1] ** 0.5), -1))  # noqa: E731
+    else:
+        layers = [model.get_submodule(model.feature_info[-2]["module"])]
+        to_map = None if model.output_fmt == "NCHW" else lambda x: x.permute(0, 3, 1, 2)
+    target = pytest.importorskip("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(1)
+    with cam.LayerCAM(model, layers, reshape_transform=to_map) as method:
+        maps = method(images, [target] * 2)
+    assert maps.shape == (2, 64, 64) and (maps.std(axis=(1, 2)) > 0).all()
+
+
+def test_lightning(model, images, tmp_path):
+    lightning = pytest.importorskip("lightning")
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def training_step(self, batch, _):
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), 1e-2)
+
+    data = torch.utils.data.TensorDataset(images, torch.tensor([0, 2]))
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path, log_every_n_steps=1, **quiet)
+    trainer.fit(Classifier().train(), torch.utils.data.DataLoader(data, batch_size=2))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert not [name for name, p in trained.items() if torch.equal(p, before[name])]
+
+
+def test_timm_wrapper(model, images):
     transformers = pytest.importorskip("transformers")
-    name = type(model).__name__
     config = transformers.TimmWrapperConfig(architecture=model.default_cfg["architecture"], num_labels=3)
     wrapped = transformers.TimmWrapperForImageClassification(config).eval()
-    assert wrapped(images).logits.shape == (2, 3), name
+    assert wrapped(images).logits.shape == (2, 3)
+
+
+def test_timm_backbone(model, images):
+    transformers = pytest.importorskip("transformers")
+    levels = len(model.feature_info)
+    config = transformers.TimmBackboneConfig(
+        backbone=model.default_cfg["architecture"], use_pretrained_backbone=False, out_indices=[levels - 2, levels - 1]
+    )
+    backbone = transformers.TimmBackbone(config).eval()
+    maps = backbone(images).feature_maps
+    assert [m.shape[1] for m in maps] == list(backbone.channels) and all(m.ndim == 4 for m in maps)
+
+
+def test_trainer(model, images, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TimmWrapperConfig(architecture=model.default_cfg["architecture"], num_labels=3)
+    wrapped = transformers.TimmWrapperForImageClassification(config)
+    before = {k: p.detach().clone() for k, p in wrapped.named_parameters() if p.requires_grad}
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=2, use_cpu=True, learning_rate=1e-2, save_strategy="no", report_to=[], disable_tqdm=True
+    )
+    data = [{"pixel_values": image, "labels": label} for image, label in zip(images, (0, 2), strict=True)]
+    result = transformers.Trainer(wrapped, arguments, train_dataset=data).train()
+    assert result.global_step == 2 and result.training_loss > 0
+    # no decay here: what has hardly a gradient at the start stays as it is
+    assert sum(torch.equal(wrapped.get_parameter(k), p) for k, p in before.items()) < 0.1 * len(before)
+
+
+def test_onnxruntime(model, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = io.BytesIO()
+    torch.onnx.export(model, (images,), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(images), atol=1e-4, rtol=1e-3)
+
+
+def test_torchvision_extraction(model, images):
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    names = extraction.get_graph_node_names(model)[1]
+    extractor = extraction.create_feature_extractor(model, {names[len(names) // 2]: "inner", names[-1]: "logits"})
+    torch.testing.assert_close(extractor(images)["logits"], model(images))
 
 
 def test_segmentation_models(model, images):
