@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_selective_scan import make_inputs, run
 
+import visionssm  # noqa: F401
 from visionssm.ops import backend_unavailable, dispatch, selective_scan
 from visionssm.ops.native import build, loading
 from visionssm.ops.selective_scan import backends, reference
@@ -267,6 +269,28 @@ def test_inference_mode():
     with torch.inference_mode():
         y = selective_scan(**args, **options, backend="native")
     torch.testing.assert_close(y, selective_scan(**args, **options, backend="reference"))
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["test_vmamba", "test_vim"])
+def test_bfloat16_autocast(name, monkeypatch):
+    """The library reads the low precision itself; a model trains in it and stays near its float32 self."""
+    monkeypatch.setenv("VISIONSSM_BACKEND", "native")
+    given, scan_of = [], backend._scan
+    monkeypatch.setattr(backend, "_scan", lambda scan, *rest: (given.append(scan.u.dtype), scan_of(scan, *rest))[1])
+    torch.manual_seed(0)
+    model, x = timm.create_model(name, num_classes=5), torch.randn(2, 3, 64, 64)
+    results = []
+    for low in (False, True):
+        given.clear()
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits = model(x)
+        logits.float().square().sum().backward()
+        assert set(given) == {torch.bfloat16 if low else torch.float32}
+        results.append((logits.detach().float(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).norm() < 0.1 * expected.norm()
 
 
 def test_doubles_are_refused():

@@ -2,6 +2,8 @@
 
 import pytest
 
+from visionssm.ops import backend_unavailable
+
 from . import DATA, cases, compare, compare_recorded_operator, families, operators, unclaimed, use_records
 
 
@@ -17,8 +19,18 @@ def _params(selected):
     return [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if _is_slow(c) else []) for c in selected]
 
 
+# where there is a library, the portable scan is left to the slow tier
+_missing = backend_unavailable("native", "cpu")
+_BACKENDS = [
+    pytest.param("native", marks=pytest.mark.skipif(_missing is not None, reason=f"native: {_missing}")),
+    pytest.param("portable", marks=[pytest.mark.slow] if _missing is None else []),
+]
+
+
+@pytest.mark.parametrize("backend", _BACKENDS)
 @pytest.mark.parametrize("case", _params(c for c in cases().values() if not _is_defective(c)))
-def test_matches_the_original(case):
+def test_matches_the_original(case, backend, monkeypatch):
+    monkeypatch.setenv("VISIONSSM_BACKEND", backend)
     deviations = list(compare(case))
     assert deviations
     assert not [d for d in deviations if not d.ok]
