@@ -102,7 +102,7 @@ def test_runs_side_by_side(run, tmp_path, capsys):
         assert picture.format == "PNG"
     assert compare.main([str(tmp_path)]) == 2
     assert "no args.yaml and no summary.csv" in capsys.readouterr().err
-    assert compare.main([*folders, "--metric", "top3"]) == 2
+    assert compare.main([*folders, "--eval-metric", "top3"]) == 2
     assert "did you mean" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ def int_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-int_or_auto.__name__ = "number"  # which argparse shows where a text is none
+int_or_auto.__name__ = "int or auto"  # as errors call it
 
 
 # option: its further flags, and what argparse is told
@@ -115,6 +115,45 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "log-interval": ((), dict(type=int, default=50, metavar="N", help="steps between log lines")),
     "seed": ((), dict(type=int, default=42, metavar="N", help="seed of all random numbers")),
     "topk": ((), dict(type=int, default=5, metavar="N", help="classes per image")),
+}
+
+
+# options whose default belongs to the command: what a method or a sweep is, or which split or data a thing is made of
+OWN_DEFAULTS = {
+    "batch-size",
+    "clip-grad",
+    "decay-milestones",
+    "decay-rate",
+    "decoder",
+    "epochs",
+    "eval-metric",
+    "in-chans",
+    "log-interval",
+    "lr",
+    "model",
+    "model-ema-decay",
+    "opt",
+    "opt-betas",
+    "output",
+    "sched",
+    "seed",
+    "split",
+    "warmup-epochs",
+    "weight-decay",
+}
+# former or foreign names of options that no command may take
+FORMER = {
+    "--csv": "--results-file",
+    "--device-modules": "--import",
+    "--ckpt": "--checkpoint",
+    "--weights-file": "--checkpoint",
+    "--image-size": "--img-size",
+    "--data-path": "--data-dir",
+    "--num-workers": "--workers",
+    "--out": "--output",
+    "--output-dir": "--output",
+    "--top-k": "--topk",
+    "--random-seed": "--seed",
 }
 
 

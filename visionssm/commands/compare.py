@@ -21,10 +21,10 @@ def build_parser() -> CommandParser:
     parser = command_parser(__name__, __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument(
-        "--metric",
-        default="top1",
+        "--eval-metric",
         metavar="NAME",
-        help="what is compared: top1, top5, loss, or a column of summary.csv; of averaged weights where there are any",
+        help="what is compared: top1, top5, loss, or a column of summary.csv, of averaged weights where there are any; "
+        "what the first run chose its best epoch by when not given",
     )
     add_options(parser, "results-file", "results-format")
     add_options(parser, "plot", help="picture of the metric over the epochs, a line for each run")
@@ -36,25 +36,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     runs = {name: read_run(folder) for name, folder in labels(args.runs).items()}
+    metric = args.eval_metric or next(iter(runs.values()))[0].get("eval_metric", "top1")
     differing = differences({name: options for name, (options, _) in runs.items()})
     rows, lines = [], {}
     for name, (options, epochs) in runs.items():
-        column = column_of(args.metric, epochs, name)
+        column = column_of(metric, epochs, name)
         points = [row for row in epochs if row.get(column) == row.get(column)]  # NaN where an epoch was not evaluated
         best = (min if "loss" in column else max)(points, key=lambda row: row[column])
         rows.append(
             {"run": name}
             | {key: options.get(key) for key in differing}
             | {
-                f"best_{args.metric}": round(best[column], 4),
+                f"best_{metric}": round(best[column], 4),
                 "in_epoch": int(best["epoch"]) + 1,
-                f"last_{args.metric}": round(points[-1][column], 4),
+                f"last_{metric}": round(points[-1][column], 4),
                 "epochs": len(epochs),
                 "train_loss": round(epochs[-1]["train_loss"], 4),
             }
         )
         lines[name] = [{"epoch": row["epoch"] + 1, column: row[column], "metric": row[column]} for row in points]
-    rows.sort(key=lambda row: row[f"best_{args.metric}"], reverse="loss" not in args.metric)
+    rows.sort(key=lambda row: row[f"best_{metric}"], reverse="loss" not in metric)
     for line in table(rows):
         print(line)
     if not differing:
@@ -66,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:
         from ..engine.reports.plots import draw_lines
 
-        told = f"{args.metric} of {len(rows)} runs, which differ in {', '.join(differing) or 'nothing'}"
-        draw_lines(lines, "epoch", "epoch", [("metric", f"validation {args.metric}")], args.plot, told, from_zero=False)
+        told = f"{metric} of {len(rows)} runs, which differ in {', '.join(differing) or 'nothing'}"
+        draw_lines(lines, "epoch", "epoch", [("metric", f"validation {metric}")], args.plot, told, from_zero=False)
         print(f"picture: {args.plot}")
     return 0
 

@@ -21,9 +21,11 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..files import write_atomically, write_text
+from . import _auto
 from ._boundary import bounded
 from ._inference_options import add_image_options, add_model_options, read_classifier
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 COLUMNS = ("step", "removed", "loss", "top1", "param_count_m", "gmacs", "images_per_second")
 _KINDS = ("block", "branch", "ssm", "route")
@@ -49,7 +51,7 @@ def build_parser() -> CommandParser:
     add("--budget-gmacs", type=float, metavar="X", help="stop as soon as an image costs so little")
     add("--candidates", nargs="+", metavar="PATH", help="choose among these parts only")
     add("-b", "--batch-size", type=int, default=64, metavar="N", help="images per forward pass")
-    add("-j", "--workers", type=int, default=0, metavar="N", help="loader processes of the validation")
+    add_options(parser, "workers")
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
     add("--seed", type=int, default=0, metavar="N", help="draws the images to choose by")
     add_model_options(parser)
@@ -190,7 +192,7 @@ class Validation:
             dataset,
             classifier.data_config,
             batch_size=args.batch_size,
-            workers=args.workers,
+            workers=_auto.workers(args.workers),
             device=device,
             bad_images=args.bad_images,
             reader=classifier.reader,

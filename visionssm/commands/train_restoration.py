@@ -42,7 +42,7 @@ def build_parser() -> CommandParser:
     add_options(group, "model", default="mambair_light", help="a name of visionssm.restoration.list_models")
     add_options(group, "model-kwargs", "grad-checkpointing")
     add = group.add_argument
-    add("--initial-checkpoint", metavar="FILE", default="", help="start from these weights, of a run or an author")
+    add("--initial-checkpoint", metavar="PATH", default="", help="start from these weights, of a run or an author")
     add("--loss", choices=("l1", "charbonnier", "mse"), default="l1", help="what is minimised")
     add("--grad-accum-steps", type=int, default=1, metavar="N", help="steps per optimizer update")
     add_device(parser.add_argument_group("device and precision"))
