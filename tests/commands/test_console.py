@@ -1,15 +1,18 @@
 """The console command: what it finds, how fast its help is, and where errors end."""
 
+import logging
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
 
 from visionssm.commands import _dispatch
 from visionssm.commands._boundary import bounded
+from visionssm.commands._parser import command_parser
 from visionssm.commands._recipes import find_recipe, recipes
 from visionssm.commands.train import main as train
 from visionssm.errors import UserError
@@ -114,3 +117,43 @@ def test_modules_of_the_working_directory_are_imported(tmp_path, monkeypatch, ca
     assert train(["--device-modules", "no_such_module_of_mine"]) == 2
     told = capsys.readouterr().err
     assert "--device-modules is now called --import" in told and "cannot be imported" in told
+
+
+def test_missing_network_names_address_and_remedy(monkeypatch):
+    import timm
+
+    from visionssm.engine.inference.models import create_model
+
+    def unreachable(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UserError, match=r"from https://\S+vssm1_tiny.*Name or service.*checkpoints.*--checkpoint FILE"):
+        create_model("vmamba_tiny_s1l8", pretrained=True)
+
+
+def test_quiet_leaves_results_alone(tmp_path, capsys):
+    from visionssm.engine.reports.progress import Progress, setup_logging
+
+    parser = command_parser("a.b.some", "Do something.\n\npython tools/some.py")
+
+    @bounded
+    def main(argv=None):
+        parser.parse_args(argv)
+        setup_logging()
+        progress = Progress("pass", 6)
+        for _ in range(6):
+            progress.advance(1)
+        print("result")
+        return 0
+
+    handlers = list(logging.getLogger().handlers)
+    try:
+        assert main([]) == 0
+        loud = capsys.readouterr().out
+        assert "step 5/6" in loud and "ETA" in loud, "an early line says how long it takes"
+        assert main(["--quiet"]) == 0
+        assert capsys.readouterr().out == "result\n"
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert logging.getLogger("visionssm").level == logging.NOTSET

@@ -1,6 +1,7 @@
 """Where the errors of all commands end: one sentence and an exit status; the traceback with `--debug`."""
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -46,7 +47,12 @@ def bounded(main: Main, name: str | None = None) -> Main:
         debug = "--debug" in arguments
         if debug:
             arguments.remove("--debug")
-        return call(shown, lambda: main(arguments), debug)
+        logger = logging.getLogger("visionssm")
+        level = logger.level
+        try:
+            return call(shown, lambda: main(arguments), debug)
+        finally:
+            logger.setLevel(level)  # which --quiet raises
 
     return within
 

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import logging
 import re
 import sys
 from typing import Any, NoReturn
@@ -53,6 +54,7 @@ def add_general_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="modules to import first, from the working directory too: scan orders, models or devices of your own",
     )
+    group.add_argument("--quiet", action=Quiet, help="print results and warnings alone, no progress")
     # the boundary around every command takes it out of the arguments
     group.add_argument("--debug", action="store_true", help="the traceback of an error instead of one line")
 
@@ -108,6 +110,16 @@ def import_modules(names: list[str], option: str) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"{option}: {name!r} cannot be imported: {error}") from error
+
+
+class Quiet(argparse.Action):
+    """Leaves warnings of this package alone; the boundary around every command sets the level back."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        logging.getLogger("visionssm").setLevel(logging.WARNING)
 
 
 class KeyValues(argparse.Action):

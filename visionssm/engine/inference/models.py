@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
+from urllib.error import URLError
 
 import timm
 import torch
-from timm.models import is_model, list_models, list_pretrained
+from timm.models import get_pretrained_cfg, is_model, list_models, list_pretrained
 
 from ... import models  # noqa: F401  registers the models with timm
 from ...errors import UserError, nearest
@@ -66,6 +68,30 @@ def expand_names(patterns: Sequence[str], pretrained: bool = False) -> list[str]
     return names
 
 
+def is_network_failure(error: BaseException | None) -> bool:
+    """Return whether an error, or what it follows from, is one of a connection, of whatever library."""
+    while error is not None:
+        module = type(error).__module__.partition(".")[0]
+        if isinstance(error, (URLError, ConnectionError, TimeoutError)) or module in ("httpx", "requests", "urllib3"):
+            return True
+        if module == "huggingface_hub":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_weights(architecture: str, name: str, error: Exception) -> str:
+    """Return a sentence about weights that could not be downloaded: from where, where to, and how to do without."""
+    cfg = get_pretrained_cfg(name, allow_unregistered=False)
+    source = (cfg.url or (f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else None)) if cfg else None
+    target = Path(torch.hub.get_dir()) / "checkpoints"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return (
+        f"the weights of {architecture} cannot be downloaded from {source} ({reason}); fetch the file elsewhere and put "
+        f"it into {target}, or name it: --pretrained-path FILE in train, --checkpoint FILE in other commands"
+    )
+
+
 def create_model(name: str, **kwargs) -> torch.nn.Module:
     """Create a timm model.
 
@@ -81,6 +107,10 @@ def create_model(name: str, **kwargs) -> torch.nn.Module:
         raise UserError(f"there is no model {architecture!r}" + nearest(architecture, list_models()))
     try:
         return timm.create_model(name, **kwargs)
-    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError, OSError) as error:
+    except Exception as error:
+        if kwargs.get("pretrained") and is_network_failure(error):
+            raise UserError(no_weights(architecture, name, error)) from error
+        if not isinstance(error, (TypeError, ValueError, KeyError, RuntimeError, AssertionError, OSError)):
+            raise
         message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"model {name!r} cannot be built: {message}") from error

@@ -20,6 +20,8 @@ from .rows import as_csv
 
 _logger = logging.getLogger(__name__)
 
+EARLY = 5  # steps after which a first line appears
+
 
 def setup_logging(primary: bool = True) -> None:
     """Send log lines to standard output, through tqdm so that a progress bar stays whole."""
@@ -71,7 +73,7 @@ class Progress:
         self, label: str, total: int, *, first: int = 0, interval: int = 50, remaining: int = 0, enabled: bool = True
     ):
         self.label, self.total, self.interval, self.remaining = label, total, interval, remaining
-        self.enabled = enabled
+        self.enabled = enabled = enabled and _logger.isEnabledFor(logging.INFO)
         self.first = self.step = first
         self.images = 0
         self.started = time.perf_counter()
@@ -89,7 +91,8 @@ class Progress:
         self.images += images
         if self.bar is not None:
             self.bar.update()
-        if not self.enabled or (self.step % self.interval and self.step != self.total):
+        early = self.step - self.first == EARLY and self.bar is None  # says in time how long it will take
+        if not self.enabled or (self.step % self.interval and self.step != self.total and not early):
             return
         shown = {name: f"{value:.4g}" for name, value in values().items()}
         if self.bar is not None:

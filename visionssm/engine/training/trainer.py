@@ -255,10 +255,11 @@ class Trainer:
         if self.saver is not None and self.saver.best_metric is not None:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
             _logger.info(
-                "best %s %.4g in epoch %d; results in %s",
+                "best %s %.4g in epoch %d (model_best.pth.tar, counted from 0: checkpoint-%d); results in %s",
                 self._metric(),
                 self.saver.best_metric,
                 self.saver.best_epoch + 1,
+                self.saver.best_epoch,
                 self.folder.path,
             )
         return result
