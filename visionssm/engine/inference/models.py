@@ -87,8 +87,8 @@ def no_weights(architecture: str, name: str, error: Exception) -> str:
     target = Path(torch.hub.get_dir()) / "checkpoints"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
-        f"the weights of {architecture} cannot be downloaded from {source} ({reason}); fetch the file elsewhere and put "
-        f"it into {target}, or name it: --pretrained-path FILE in train, --checkpoint FILE in other commands"
+        f"the weights of {architecture} cannot be downloaded from {source} ({reason}); fetch the file elsewhere and "
+        f"put it into {target}, or name it: --pretrained-path FILE in train, --checkpoint FILE in other commands"
     )
 
 
