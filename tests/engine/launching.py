@@ -94,7 +94,7 @@ class Processes:
                     self.codes[rank] = os.waitstatus_to_exitcode(status)
         return bool(self.codes)
 
-    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
         """Wait for something to happen in the run."""
         end = time.monotonic() + seconds
         while not condition():
@@ -103,7 +103,7 @@ class Processes:
                 raise AssertionError(f"it did not happen; {self.codes}\n{self.text()}")
             time.sleep(0.002)
 
-    def wait(self, seconds: float = 240.0) -> list[int]:
+    def wait(self, seconds: float = 900.0) -> list[int]:
         """Wait for all; return their exit codes."""
         end = time.monotonic() + seconds
         while len(self.codes) < len(self.ids):

@@ -98,33 +98,27 @@ def test_recomputation_and_mixed_precision_equal_those_of_ddp(image_folder, tmp_
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5 if exact else 1e-2)
 
 
+DRAWN = dict(mixup=0.4, reprob=0.3, drop_path=0.2, log_interval=1)
+
+
 @pytest.mark.slow
-def test_killed_and_resumed_on_as_many_and_on_other_processes(image_folder, tmp_path):
+@pytest.mark.parametrize("drawn, before, after", [(True, 2, 2), (False, 2, 4), (False, 4, 1)])
+def test_killed_and_resumed_on_as_many_and_on_other_processes(image_folder, tmp_path, drawn, before, after):
     """Bit for bit on as many, with everything drawn at random; to 1e-5 on others, with nothing drawn by process."""
-    drawn = dict(mixup=0.4, reprob=0.3, drop_path=0.2, model_ema=True, log_interval=1, recovery_interval=1)
-    same = PLAIN | dict(model_ema=True, recovery_interval=1)
-    for name, options in (("drawn", drawn), ("same", same)):
-        whole = flags(**options, data_dir=image_folder, output=tmp_path / f"{name}-whole", batch_size=4, fsdp=True)
-        run_all(whole, 2, tmp_path / f"{name}-whole.log")
-    for name, options, sizes in (
-        ("drawn", drawn, (2, 2)),
-        ("same", same, (2, 4)),
-        ("same", same, (4, 1)),
-    ):
-        folder = tmp_path / f"{name}-{sizes[0]}-{sizes[1]}"
-        first, second = (
-            flags(**options, data_dir=image_folder, output=folder, batch_size=8 // size, fsdp=True, resume="auto")
-            for size in sizes
-        )
-        processes = Processes(first, sizes[0], tmp_path / f"{folder.name}.log")
-        processes.until(lambda folder=folder: any(folder.glob("recovery-0-*.sharded")))
-        processes.kill()
-        run_all(second, sizes[1], tmp_path / f"{folder.name}.log")
-        if sizes[0] == sizes[1]:
-            assert_same_weights(tmp_path / "drawn-whole" / "last.pth.tar", folder / "last.pth.tar")
-            assert losses(folder) == losses(tmp_path / "drawn-whole")
-        else:
-            assert losses(folder) == pytest.approx(losses(tmp_path / "same-whole"), abs=1e-5)
+    options = (DRAWN if drawn else PLAIN) | dict(model_ema=True, fsdp=True, data_dir=image_folder)
+    options |= dict(recovery_interval=1, resume="auto")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_all(flags(**options, output=whole, batch_size=8 // before), before, tmp_path / "whole.log")
+    processes = Processes(flags(**options, output=cut, batch_size=8 // before), before, tmp_path / "cut.log")
+    processes.until(lambda: any(cut.glob("recovery-0-*.sharded")))
+    processes.kill()
+    run_all(flags(**options, output=cut, batch_size=8 // after), after, tmp_path / "cut.log")
+    assert "continuing" in (tmp_path / "cut.log.0").read_text()
+    if before == after:
+        assert_same_weights(whole / "last.pth.tar", cut / "last.pth.tar")
+        assert losses(cut) == losses(whole)
+    else:
+        assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -207,3 +207,19 @@ def test_lanes_of_a_hugging_face_stream_share_it(shards, lanes):
     first = hugging_face(24, shards, lanes)[0]
     assert first(3, 2) == parts[0][3:5]
     assert first(24 // lanes, 1) == parts[0][:1]  # begins again
+
+
+def test_a_run_on_a_hugging_face_stream_stopped_inside_an_epoch_equals_one_that_was_not(
+    run, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pytest.importorskip("datasets", reason="datasets is not installed; it comes with the extra 'data'")
+    options = dict(dataset=f"hfids/{image_folder}", data_dir=tmp_path / "cache", workers=1, num_classes=3)
+    options |= dict(train_num_samples=24, val_num_samples=12, epochs=1, aa="rand-m5")
+    assert run("whole", **options) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "StopRequest", lambda: StopAfter(3))
+        assert run("cut", **options) == 128 + signal.SIGTERM
+    assert [path.name for path in (run.folder / "cut").glob("*.pth.tar")] == ["recovery-0-4.pth.tar"]
+    assert run("cut", **options, resume="auto") == 0
+    assert_same_weights(run.folder / "whole" / "last.pth.tar", run.folder / "cut" / "last.pth.tar")
