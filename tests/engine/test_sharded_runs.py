@@ -1,13 +1,19 @@
 """Sharded training: the losses of an ordinary run, checkpoints of all processes, and what is refused."""
 
+import copy
 import csv
 
 import pytest
+import timm
 import torch
 from conftest import assert_same_weights, load
 from launching import Processes, flags, run_all
+from timm.optim import create_optimizer_v2
 
+from visionssm.engine.data import processes
+from visionssm.engine.training import sharding
 from visionssm.engine.training.sharded_checkpoints import sharded_checkpoints
+from visionssm.engine.training.updater import whole
 
 # the same samples give the same losses whoever reads them: nothing is drawn by process
 PLAIN = dict(no_aug=True, drop_path=0.0, log_interval=1, sched_on_updates=True, opt="adamw")
@@ -42,7 +48,7 @@ def test_one_process_trains_stores_and_continues_like_an_ordinary_run(run):
 @pytest.mark.parametrize(
     "options, found",
     [
-        ({"opt": "muon"}, "--fsdp does not go with --opt muon"),
+        ({"opt": "adamp"}, "--fsdp does not go with --opt adamp"),
         ({"clip_grad": 0.1, "clip_mode": "agc"}, "take norm"),
         ({"torchcompile": "eager"}, "--torchcompile"),
         ({"kd_model_name": "test_resnet", "kd_distill_type": "feature"}, "take logit"),
@@ -107,18 +113,18 @@ def test_killed_and_resumed_on_as_many_and_on_other_processes(image_folder, tmp_
     """Bit for bit on as many, with everything drawn at random; to 1e-5 on others, with nothing drawn by process."""
     options = (DRAWN if drawn else PLAIN) | dict(model_ema=True, fsdp=True, data_dir=image_folder)
     options |= dict(recovery_interval=1, resume="auto")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run_all(flags(**options, output=whole, batch_size=8 // before), before, tmp_path / "whole.log")
-    processes = Processes(flags(**options, output=cut, batch_size=8 // before), before, tmp_path / "cut.log")
-    processes.until(lambda: any(cut.glob("recovery-0-*.sharded")))
-    processes.kill()
+    uncut, cut = tmp_path / "whole", tmp_path / "cut"
+    run_all(flags(**options, output=uncut, batch_size=8 // before), before, tmp_path / "whole.log")
+    group = Processes(flags(**options, output=cut, batch_size=8 // before), before, tmp_path / "cut.log")
+    group.until(lambda: any(cut.glob("recovery-0-*.sharded")))
+    group.kill()
     run_all(flags(**options, output=cut, batch_size=8 // after), after, tmp_path / "cut.log")
     assert "continuing" in (tmp_path / "cut.log.0").read_text()
     if before == after:
-        assert_same_weights(whole / "last.pth.tar", cut / "last.pth.tar")
-        assert losses(cut) == losses(whole)
+        assert_same_weights(uncut / "last.pth.tar", cut / "last.pth.tar")
+        assert losses(cut) == losses(uncut)
     else:
-        assert losses(cut) == pytest.approx(losses(whole), abs=1e-5)
+        assert losses(cut) == pytest.approx(losses(uncut), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -137,3 +143,31 @@ def test_distillation_from_logits(image_folder, tmp_path, monkeypatch):
     for name, sharded in (("ddp", False), ("fsdp", True)):
         run_all(flags(**options, output=tmp_path / name, fsdp=sharded), 2, tmp_path / f"{name}.log")
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
+
+
+def step_with_every_optimizer(argv):
+    """Three updates of a sharded model and of a whole one; run by two processes."""
+    device, world = processes.start("cpu", "gloo", 60)
+    images, labels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2])
+    torch.manual_seed(0)
+    base = timm.create_model("test_plainmamba", num_classes=3, img_size=32)
+    for name in sharding.OPTIMIZERS:
+        results = []
+        for model in (copy.deepcopy(base), sharding.shard(copy.deepcopy(base), device, world)):
+            optimizer = create_optimizer_v2(model, name, lr=1e-2, weight_decay=0.05)
+            for _ in range(3):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+            results.append([whole(p).detach() for p in model.parameters()])
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=name)
+        print(name, "agrees")
+    return 0
+
+
+@pytest.mark.slow
+def test_optimizers_update_shares_as_they_update_whole_weights(tmp_path):
+    group = Processes([], 2, tmp_path / "log", step_with_every_optimizer)
+    assert group.wait() == [0, 0], group.text()
+    assert group.text().count("agrees") == len(sharding.OPTIMIZERS)
