@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..engine.data.limits import DECODERS, MAX_PIXELS
 from ..errors import UserError
@@ -11,14 +12,16 @@ from ._recipes import apply_recipe
 from ._vocabulary import add_options, int_or_auto
 
 
-def build_parser() -> CommandParser:
+def build_parser(module: Any = None) -> CommandParser:
     """Return the parser of the training command; a recipe may set every option by its long name with underscores."""
     from . import train
 
+    module = module or train
+    name = module.__name__.rpartition(".")[2]
     parser = command_parser(
-        train.__name__,
-        train.__doc__,
-        usage="visionssm train -c RECIPE --data-dir DIR --output DIR [--resume auto] [options]",
+        module.__name__,
+        module.__doc__,
+        usage=f"visionssm {name} -c RECIPE --data-dir DIR --output DIR [--resume auto] [options]",
     )
     parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe below the command line, by name or file")
     parser.former["--device-modules"] = "--import"
@@ -33,17 +36,19 @@ def build_parser() -> CommandParser:
     add_ema(parser.add_argument_group("weight averaging"))
     _add_distillation(parser.add_argument_group("knowledge distillation"))
     add_run(parser.add_argument_group("run"))
+    if hasattr(module, "add_options"):
+        module.add_options(parser)
     return parser
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None, module: Any = None) -> argparse.Namespace:
     """Parse a command line; options of the recipe given with `-c` lie below it.
 
     Raises:
         UserError: The recipe is missing, not YAML, or has an unknown key or a value of the wrong type; or two data
             folders are given.
     """
-    parser = build_parser()
+    parser = build_parser(module)
     recipe = parser.parse_known_args(argv)[0].config
     if recipe:
         apply_recipe(parser, recipe)

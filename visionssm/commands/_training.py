@@ -2,9 +2,10 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm, set_fast_norm
@@ -21,12 +22,13 @@ from ..engine.data.randomness import seed_everything
 from ..engine.reports.progress import Trackers, log_file, setup_logging
 from ..engine.training import building
 from ..engine.training.checkpoints import AtomicSaver, restore_optimizer, restore_task
+from ..engine.training.pretraining import create_pretraining
 from ..engine.training.resuming import changed_options, read_resumed, renew
 from ..engine.training.run_folder import RunFolder
 from ..engine.training.sharded_checkpoints import ShardedSaver, restore_sharded
 from ..engine.training.sharding import refuse_unsharded, shard_task, share_optimizer_state
 from ..engine.training.stopping import StopRequest
-from ..engine.training.tasks import Distillation, Mesa, create_task
+from ..engine.training.tasks import CarriesRunState, Distillation, Mesa, create_task
 from ..engine.training.trainer import Trainer
 from ..engine.training.updater import Updater
 from ..errors import UserError
@@ -37,8 +39,8 @@ from ._parser import import_modules
 _logger = logging.getLogger(__name__)
 
 
-def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
-    """Train as the options say.
+def train(args: argparse.Namespace, stop: StopRequest, masking: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Train as the options say; with `masking`, the arguments of `create_pretraining`, by masked image modelling.
 
     Returns:
         The numbers of the last evaluation, and `best` and `best_epoch`.
@@ -52,7 +54,7 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
     setup_logging(world.primary)
     if processes.restarts():
         args.resume, args.overwrite = "auto", False
-    trainer = build_trainer(args, device, world)
+    trainer = build_trainer(args, device, world, masking)
     with log_file(trainer.folder.path / "train.log") if world.primary else nullcontext():
         result = trainer.fit(stop)
         if isinstance(trainer.saver, ShardedSaver) and world.primary:
@@ -60,13 +62,19 @@ def train(args: argparse.Namespace, stop: StopRequest) -> dict[str, float]:
     return result
 
 
-def build_trainer(args: argparse.Namespace, device: torch.device, world: processes.World) -> Trainer:
+def build_trainer(
+    args: argparse.Namespace,
+    device: torch.device,
+    world: processes.World,
+    masking: Mapping[str, Any] | None = None,
+) -> Trainer:
     """Check everything that can be checked before the first step, and build the trainer.
 
     Args:
         args: Parsed arguments. What they leave open is filled in, since they are stored with the run.
         device: Device of this process.
         world: Processes of the run.
+        masking: Arguments of `create_pretraining`, for masked image modelling without labels.
     """
     import_modules(args.device_modules or (), "--import")
     run = cut(RunOptions, args)
@@ -80,7 +88,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     data = cut(DataOptions, args)
     eval_data = open_split(data, training=False, known=mapping)
     names = names_by_index(mapping)
-    args.num_classes = count_classes(args.num_classes, names)
+    args.num_classes = 0 if masking is not None else count_classes(args.num_classes, names)
     options = TrainOptions.of(args)
     data, optim = options.data, options.optim
     if options.device.fsdp:
@@ -138,7 +146,11 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
     )
     if optim.class_weights:
         loss = building.weighted_loss(loss, class_weights(optim.class_weights, args.num_classes, train_data, names))
-    task = create_task(model, loss, device, distillation(options.distillation), mesa(optim))
+    task: CarriesRunState
+    if masking is not None:
+        task = create_pretraining(model, device, tuple(config["input_size"][1:]), **masking)
+    else:
+        task = create_task(model, loss, device, distillation(options.distillation), mesa(optim))
     rate, sentence = learning_rate(options, world.size)
     _logger.info(sentence)
     if optim.model_ema:
@@ -267,6 +279,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         log_interval=run.log_interval,
         val_interval=run.val_interval,
         recovery_interval=run.recovery_interval,
+        **({} if masking is None else {"evaluate": task.evaluate}),
     )
     if checkpoint is not None and path is not None and not run.no_resume_opt:
         trainer.resume(checkpoint, path)

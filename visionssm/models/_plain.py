@@ -23,13 +23,15 @@ _logger = logging.getLogger(__name__)
 class Grid(NamedTuple):
     """Rows and columns of the map of patches, and what a model computes once for all its blocks.
 
-    `kept` are the places (b, L) of the tokens that are left in the whole sequence, or None for all of them.
+    `kept` are the places (b, L) of the tokens that are left in the whole sequence, or None for all of them; with
+    `align` scans decay over the others.
     """
 
     height: int
     width: int
     shared: Any = None
     kept: Tensor | None = None
+    align: bool = True
 
 
 class PlainModel(VisionModel):
@@ -180,12 +182,20 @@ class PlainModel(VisionModel):
                 raise ValueError(f"the share of patches that stays must be above 0 and at most 1, got {share}")
         if self.shuffle_rates[-1] > 0:
             raise ValueError("pruning and shuffle_rate do not go together: a shuffled block has no places")
-        mixer = self.blocks[-1].mixer
-        order = mixer.order(*self.grid_size, torch.device("cpu"))
-        tokens = torch.arange(math.prod(self.grid_size) + self.num_extra_tokens)
-        if order.shape[1] != len(tokens) or not torch.equal(order.long().sort(1).values, tokens.expand_as(order)):
-            raise ValueError(f"tokens cannot be pruned with scan {mixer.scan!r}, whose routes skip or repeat some")
+        self.check_complete_scan()
         return {int(block): float(share) for block, share in pruning}
+
+    def check_complete_scan(self) -> None:
+        """Check that every route reads each token once, so that some of them can be left out.
+
+        Raises:
+            ValueError: a route skips or repeats tokens.
+        """
+        tokens = torch.arange(math.prod(self.grid_size) + self.num_extra_tokens)
+        for mixer in {block.mixer.scan: block.mixer for block in self.blocks}.values():
+            order = mixer.order(*self.grid_size, torch.device("cpu"))
+            if order.shape[1] != len(tokens) or not torch.equal(order.long().sort(1).values, tokens.expand_as(order)):
+                raise ValueError(f"tokens cannot be left out of scan {mixer.scan!r}, whose routes skip or repeat some")
 
     def check_pool(self, global_pool: str) -> None:
         """Check the name of a pooling.
@@ -311,7 +321,7 @@ class PlainModel(VisionModel):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One block on the stream (b, L, d); with `with_hidden`, also what it adds to the stream."""
         block = self.blocks[index]
-        kept = () if grid.kept is None else (grid.kept, self.pruning_align)
+        kept = () if grid.kept is None else (grid.kept, grid.align)
         shuffle = self.training and self.shuffle_rates[-1] > 0
         if shuffle:
             order = self.draw_order(index, x.shape[1], x.device)
@@ -331,7 +341,7 @@ class PlainModel(VisionModel):
         Returns:
             The stream after it and what it adds (b, L, d), and which of these tokens stay, int64 (b, L').
         """
-        kept = () if grid.kept is None else (grid.kept, self.pruning_align)
+        kept = () if grid.kept is None else (grid.kept, grid.align)
         run = self.blocks[index].forward_scored
         if self.grad_checkpointing:
             x, hidden, y = checkpoint(run, x, grid.height, grid.width, *kept)
@@ -410,6 +420,7 @@ class PlainModel(VisionModel):
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
         intermediates = []
         x, grid = self.embed(x)
+        grid = grid._replace(align=self.pruning_align)
         whole = x
         for i in range(max_index + 1 if stop_early else len(self.blocks)):
             before, stay = grid, None
@@ -453,6 +464,7 @@ class PlainModel(VisionModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (b, c, h, w) to the normalised tokens (b, L, d), with `pruning` only those that are left."""
         x, grid = self.embed(x)
+        grid = grid._replace(align=self.pruning_align)
         for i in range(len(self.blocks)):
             if i in self.pruning:
                 x, _, stay = self.run_pruning_block(i, x, grid)
