@@ -2,9 +2,9 @@
 
 python benchmarks/pretraining_digits.py --output work/pretraining --report benchmarks/results/pretraining_digits.md
 
-All training images are used to pre-train, once; then, for each seed, a share of each class keeps its labels, and one model
-is trained on these alone from initial weights, one from the pre-trained ones, with the same recipe. The accuracies are of
-the whole validation split after the last epoch. Calling it again goes on where it stopped.
+All training images are used to pre-train, once; then, for each seed, a share of each class keeps its labels, and one
+model is trained on these alone from initial weights, one from the pre-trained ones, with the same recipe. Accuracies
+are of the whole validation split after the last epoch. Calling it again goes on where it stopped.
 """
 
 import argparse
