@@ -43,7 +43,7 @@ def test_run_goes_on_and_is_fine_tuned(pre, run, tmp_path, capsys):
     for name, value in whole["task_state"]["mim"].items():
         assert torch.equal(value, again["task_state"]["mim"][name]), name
     assert not any(name.startswith(("head", "backbone")) for name in whole["state_dict"])
-    tuning = dict(model="test_vim", epochs=1, lr=1e-12, model_kwargs=["img_size=32", "patch_size=8"])
+    tuning = dict(model="test_vim", epochs=1, lr=1e-12, warmup_lr=1e-12, model_kwargs=["img_size=32", "patch_size=8"])
     assert run("tuned", pretrained_path=tmp_path / "pre" / "last.pth.tar", **tuning) == 0
     tuned = load(tmp_path / "tuned" / "last.pth.tar")["state_dict"]
     for name, value in whole["state_dict"].items():
