@@ -25,7 +25,7 @@ def trained(image_folder, tmp_path_factory):
 def call(trained, image_folder, tmp_path):
     def run(output, *more):
         argv = ["--checkpoint", trained, "--data-dir", image_folder, "--output", tmp_path / output]
-        argv += ["--samples", 12, "--batch-size", 6, "--device", "cpu", *more]
+        argv += ["--samples", 12, "--batch-size", 6, "--workers", 0, "--device", "cpu", *more]
         return shed.main([str(value) for value in argv])
 
     return run

@@ -18,9 +18,11 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_atomically
+from . import _auto
 from ._boundary import bounded
 from ._inference_options import add_image_options, add_model_options, read_classifier
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 METHODS = ("simulated", "int8-weight-only", "int8-dynamic")
 
@@ -29,9 +31,9 @@ def build_parser() -> CommandParser:
     """Return the parser of the command."""
     parser = command_parser(__name__, __doc__)
     add = parser.add_argument
-    add("--data-dir", required=True, metavar="DIR", help="data set folder")
+    add_options(parser, "data-dir", required=True)
+    add_options(parser, "dataset")
     add("--output", metavar="FILE", help="write the quantised classifier here")
-    add("--dataset", default="", metavar="NAME", help="'' for an image folder, or a timm data set name")
     add("--split", default="train", metavar="NAME", help="split that images are drawn from to find ranges")
     add("--samples", type=int, default=256, metavar="N", help="images to find ranges with")
     add("--val-split", default="validation", metavar="NAME", help="split that accuracies are of")
@@ -48,11 +50,7 @@ def build_parser() -> CommandParser:
         help="rewritings before, in this order; without names all that the model has a place for",
     )
     add("--layers", action="store_true", help="also print each layer's signal-to-noise ratio")
-    add("--results-file", metavar="FILE", help="write the figures here, .csv or .json")
-    add("-b", "--batch-size", type=int, default=64, metavar="N", help="images per forward pass")
-    add("-j", "--workers", type=int, default=0, metavar="N", help="loader processes of the validation")
-    add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--seed", type=int, default=0, metavar="N", help="draws the images, and the rotations")
+    add_options(parser, "results-file", "batch-size", "workers", "device", "seed")
     add_model_options(parser)
     add_image_options(parser)
     return parser
@@ -103,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         dataset,
         classifier.data_config,
         batch_size=args.batch_size,
-        workers=args.workers,
+        workers=_auto.workers(args.workers),
         device=device,
         bad_images=args.bad_images,
         reader=classifier.reader,
