@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import visionssm  # noqa: F401
 from visionssm.models._builder import Kit, VisionModel
-from visionssm.models.hrvmamba import DeformableConv, DVSSBlock, HRVMamba, deformable_sampling
+from visionssm.models.hrvmamba import DeformableConv, DVSSBlock, HRVMamba
+from visionssm.ops import deformable_sampling
 
 from . import Case, Deviation, compare_operator, fill_state_dict, reference_input, registered_names, tolerances
 

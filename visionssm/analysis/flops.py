@@ -33,8 +33,9 @@ def count(model: nn.Module, input_size: tuple[int, int, int], batch: int = 1) ->
 
     A multiply-add is one operation; PyTorch's counter counts two. Norms, activation functions and pooling are left out.
     A scan over T steps, k routes, d channels and N states counts 9 T k d N + T k d, and T k d R if it expands a step
-    size of rank R (the first as in the code of VMamba, arXiv:2401.10166). Activations are the elements that
-    convolutions, matrix products and scans return (RegNet's measure, arXiv:2003.13678, section 3).
+    size of rank R (the first as in the code of VMamba, arXiv:2401.10166); a bilinear sample of a deformable convolution
+    counts 4 for each channel, and its weight 1. Activations are the elements that convolutions, matrix products and
+    scans return (RegNet's measure, arXiv:2003.13678, section 3).
 
     Args:
         model: A model; one on the meta device costs neither memory nor time.

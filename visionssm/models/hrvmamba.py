@@ -19,72 +19,22 @@ from timm.layers import ClassifierHead, LayerNorm, Mlp, get_device_dtype
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from .._timm_compat import feature_take_indices, register_notrace_function
 from ..checkpoints import CheckpointError, Layout, shifted
-from ..layers import SS2D, ConvNormAct, MapConv2d, ResidualBlock, state_dtype
+from ..layers import SS2D, ConvNormAct, MapConv2d, ResidualBlock
+from ..ops import deformable_sampling
 from ..scans import check_scan
 from ._builder import Kit, VisionModel, build_model, family_cfg, make_kit
 
 __all__ = ["HRVMamba"]
 
-_TAPS = 9
+_SAMPLES = 27  # numbers for nine samples: two offsets and a weight each
 _BRANCHES = 4
 _STEM_DIM = 64
 _OFFSET_DIM = 80  # blocks of a multiple of so many channels look for their offsets with a convolution
 _BOTTLENECK = 4  # channels out of a ResNet bottleneck over those inside
 FEATURES = ("branches", "neck")
-
-
-@register_notrace_function  # torchvision's operator is one node of a traced graph, whatever it decides
-def deformable_sampling(x: Tensor, offset_mask: Tensor, groups: int) -> Tensor:
-    """Weighted sum of nine samples around each place (DCNv4, arXiv:2401.06197, section 3.1; no softmax).
-
-    Samples between places are bilinear; places outside the map count as zero.
-
-    Args:
-        x: Maps, (b, h, w, d); computed in float32, or float64 for float64.
-        offset_mask: (b, h, w, 27 * groups or more): for each group of channels nine offsets (columns, rows), then nine
-            weights. Samples go column by column; what follows the groups is not read.
-        groups: Groups of channels that are sampled at the same places.
-
-    Returns:
-        (b, h, w, d), in the dtype of `x`.
-    """
-    dtype, x = x.dtype, state_dtype(x).permute(0, 3, 1, 2)
-    parts = offset_mask[..., : 3 * _TAPS * groups].to(x.dtype).unflatten(-1, (groups, 3 * _TAPS))
-    offset, weight = parts.split((2 * _TAPS, _TAPS), dim=-1)
-    # torchvision's samples go row by row and name the row first
-    offset = offset.unflatten(-1, (3, 3, 2)).transpose(-3, -2).flip(-1).flatten(3).permute(0, 3, 1, 2)
-    weight = weight.unflatten(-1, (3, 3)).transpose(-2, -1).flatten(3).permute(0, 3, 1, 2)
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        taps = x.new_ones(x.shape[1], 1, 3, 3)
-        y = deform_conv2d(x.contiguous(), offset.contiguous(), taps, padding=1, mask=weight.contiguous())
-    else:
-        y = _sampling_formula(x, offset, weight, groups)  # torchvision's operator knows no transforms of torch.func
-    return y.permute(0, 2, 3, 1).to(dtype)
-
-
-def _sampling_formula(x: Tensor, offset: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """`deform_conv2d` with taps of one, of PyTorch's operators: slower, and it can be differentiated further."""
-    height, width = x.shape[-2:]
-    offset = offset.unflatten(1, (groups, _TAPS, 2))
-    steps = torch.arange(_TAPS, device=x.device)
-    rows = offset[:, :, :, 0] + (steps // 3 - 1).view(-1, 1, 1) + torch.arange(height, device=x.device).view(-1, 1)
-    columns = offset[:, :, :, 1] + (steps % 3 - 1).view(-1, 1, 1) + torch.arange(width, device=x.device)
-    x = x.unflatten(1, (groups, -1)).flatten(3)
-    total = None
-    for i in (0, 1):
-        for j in (0, 1):
-            row, column = rows.floor() + i, columns.floor() + j
-            share = (1 - (rows - row).abs()) * (1 - (columns - column).abs())
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().flatten(2)
-            found = x.gather(3, index.unsqueeze(2).expand(-1, -1, x.shape[2], -1))
-            part = (share * inside * weight.unflatten(1, (groups, _TAPS))).flatten(2).unsqueeze(2) * found
-            total = part if total is None else total + part
-    return total.unflatten(3, (_TAPS, height, width)).sum(3).flatten(1, 2)
 
 
 class DeformableConv(nn.Module):
@@ -109,7 +59,7 @@ class DeformableConv(nn.Module):
             raise ValueError(f"{groups} groups of deformable sampling do not divide {dim} channels")
         self.groups = groups
         self.offset_conv = MapConv2d(dim, dim, 3, padding=1, groups=dim, **dd) if with_conv else nn.Identity()
-        self.offset_mask = nn.Linear(dim, 8 * math.ceil(3 * _TAPS * groups / 8), **dd)  # padded as the kernel wants it
+        self.offset_mask = nn.Linear(dim, 8 * math.ceil(_SAMPLES * groups / 8), **dd)  # padded as the kernel wants it
         self.value_proj = nn.Linear(dim, dim, **dd) if pointwise else nn.Identity()
         self.output_proj = nn.Linear(dim, dim, bias=False, **dd) if pointwise else nn.Identity()
 

@@ -1,6 +1,7 @@
 """The mathematics: functions on tensors, no modules."""
 
 from .causal_conv1d import causal_conv1d
+from .deformable_sampling import deformable_sampling
 from .selective_scan import available_backends, backend_unavailable, selective_scan
 from .ssd import causal_ssd, noncausal_ssd, quasi_separable_ssd, read_state, weighted_state
 from .tables import TableFacts, remember_table, table_facts
@@ -13,6 +14,7 @@ __all__ = [
     "backend_unavailable",
     "causal_conv1d",
     "causal_ssd",
+    "deformable_sampling",
     "noncausal_ssd",
     "quasi_separable_ssd",
     "read_state",

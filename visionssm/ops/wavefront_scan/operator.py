@@ -8,6 +8,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..transforms import refuse_transforms
 from .backends import choose_backend, running_backend
 from .contract import Wavefront, check
+from .reference import wavefront_scan_reference
 from .unrolled import wavefront_scan_unrolled
 
 
@@ -63,6 +64,8 @@ def wavefront_scan(
     check(scan)
     if backend is not None:
         choose_backend(backend, x.device, x.dtype)  # refused here, if at all, by compilers too
+    if backend == "reference":
+        return wavefront_scan_reference(scan)  # not the operator, which has first derivatives only
     refuse_transforms("wavefront_scan", *scan)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan)
     return torch.ops.visionssm.wavefront_scan(*scan, backend or "", save)[0]
