@@ -64,7 +64,11 @@ def start(
         torch.cuda.set_device(device)
     # torchrun sets these; under plain SLURM the launcher script sets MASTER_ADDR and MASTER_PORT.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    limit = timedelta(seconds=timeout)
+    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    # a restarted run would find the addresses of the processes before it in torchrun's store
+    store = dist.PrefixStore(f"attempt-{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     return device, World(rank, local_rank, size)
 
 
