@@ -24,7 +24,8 @@ DOCUMENTS = (
     "benchmarks/**/*.md",
     "reports/*.md",
 )
-PARTS = ("ops", "scans", "layers", "models", "segmentation", "analysis", "openmmlab")  # those that a stranger calls
+# those that a stranger calls
+PARTS = tuple("ops scans layers models segmentation restoration multitask anomaly analysis openmmlab".split())
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 

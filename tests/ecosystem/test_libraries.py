@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import visionssm
+from visionssm import segmentation
 
 PICO = visionssm.list_models("test_*")
 pytestmark = pytest.mark.slow
@@ -165,3 +166,36 @@ def test_segmentation_models(model, images):
         pytest.skip("its encoders have strides 4 to 32")
     unet = smp.Unet(f"tu-{model.default_cfg['architecture']}", encoder_weights=None, classes=2).eval()
     assert unet(images).shape == (2, 2, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["test_vm_unet", "test_ultralight_vm_unet", "test_umamba_bot_3d", "test_segmamba"])
+def test_monai_slides_a_window(name):
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network = segmentation.create_model(name).eval()
+    side = (40, 36, 33) if network.spatial_dims == 3 else (61, 79)
+    images = torch.randn(1, network.in_chans, *side)
+    with torch.no_grad():
+        logits = inferers.sliding_window_inference(images, (32,) * network.spatial_dims, 2, network)
+        whole = inferers.sliding_window_inference(images, side, 1, network)
+        torch.testing.assert_close(whole, network(images))
+    assert logits.shape == (1, network.num_classes, *side) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["test_vm_unet", "test_umamba_bot_3d"])
+def test_monai_trains_a_plain_module(name):
+    losses = pytest.importorskip("monai.losses")
+    torch.manual_seed(0)
+    network = segmentation.create_model(name, num_classes=3)
+    side = (16,) * network.spatial_dims if network.spatial_dims == 3 else (32, 32)
+    images, labels = torch.randn(2, network.in_chans, *side), torch.randint(0, 3, (2, 1, *side))
+    criterion = losses.DiceCELoss(to_onehot_y=True, softmax=True)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    seen = []
+    for _ in range(5):
+        loss = criterion(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    assert seen[-1] < seen[0]

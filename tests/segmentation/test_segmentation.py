@@ -233,13 +233,3 @@ def test_export(tmp_path):
 
     model = create_model("test_ultralight_vm_unet")
     assert export_model(model, torch.randn(2, 3, 32, 64), tmp_path / "model.pt2").difference < 1e-4
-
-
-@pytest.mark.parametrize("name", ["test_vm_unet", "test_ultralight_vm_unet", "test_umamba_bot_3d", "test_segmamba"])
-def test_runs_in_a_sliding_window(name):
-    inferers = pytest.importorskip("monai.inferers")
-    model = create_model(name).eval()
-    x = image_of(model)
-    with torch.no_grad():
-        y = inferers.sliding_window_inference(x, (16,) * model.spatial_dims, 1, model)
-    assert y.shape == (1, model.num_classes, *x.shape[2:])

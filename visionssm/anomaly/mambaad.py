@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import Layout, unwrap
 from ..errors import CheckpointError
-from ..layers import SS2D, PatchExpand, ResidualBlock
+from ..layers import SS2D, SS2D_NAMES, PatchExpand, ResidualBlock
 from ..models._builder import VisionModel
 from ..scans import check_scan, inverse_table, scan_table
 
@@ -100,11 +100,7 @@ BLOCK_NAMES = (
     (r"(?<![a-z])smm_blocks\.", "blocks."),
     (r"\.ln_1\.", ".norm1."),
     (r"\.self_attention\.", ".mixer."),
-    (r"\.conv2d\.", ".conv."),
-    (r"\.x_proj_weight$", ".ssm.x_proj_weight"),
-    (r"\.dt_projs_(weight|bias)$", r".ssm.dt_\1"),
-    (r"\.A_logs$", ".ssm.A_log"),
-    (r"\.Ds$", ".ssm.D"),
+    *SS2D_NAMES,
 )
 
 

@@ -16,7 +16,7 @@ from .removed import RemovedBlock, RemovedBranch, RemovedScan
 from .residual_mamba import ResidualMamba
 from .residual_stream import StreamBlock
 from .squeeze_excite import SqueezeExcite
-from .ss2d import SS2D
+from .ss2d import SS2D, SS2D_NAMES
 from .ssm import SelectiveSSM, state_dtype
 from .stage import Stage
 from .stem import ConvStem, DeepConvStem, PatchStem, ResidualConvStem
@@ -24,6 +24,7 @@ from .tokens import insert_tokens, remove_tokens, resample_pos_embed, take_token
 
 __all__ = [
     "SS2D",
+    "SS2D_NAMES",
     "BidirectionalMixer",
     "BottleneckDownsample",
     "ConvDownsample",

@@ -75,3 +75,13 @@ class SS2D(nn.Module):
         if z is not None:
             x = x * self.gate_act(z)
         return self.proj_drop(self.out_proj(x))
+
+
+# names of VMamba's mixer in published files
+SS2D_NAMES = (
+    (r"\.conv2d\.", ".conv."),
+    (r"\.x_proj_weight$", ".ssm.x_proj_weight"),
+    (r"\.dt_projs_(weight|bias)$", r".ssm.dt_\1"),
+    (r"\.A_logs$", ".ssm.A_log"),
+    (r"\.Ds$", ".ssm.D"),
+)

@@ -15,7 +15,7 @@ from timm.layers import DropPath, LayerNorm
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import SS2D, MapConv2d, PatchExpand, ResidualBlock, SelectiveSSM, split_linear, state_dtype
+from ..layers import SS2D, SS2D_NAMES, MapConv2d, PatchExpand, ResidualBlock, SelectiveSSM, split_linear, state_dtype
 from ..models._builder import VisionModel
 from ..ops import selective_scan
 from ..scans import num_routes, scan_table
@@ -196,11 +196,7 @@ class MTMambaDecoder(VisionModel):
             (r"^final_expand\.(\w+)\.(expand|norm)\.", r"heads.\1.expand.\2."),
             (r"^final_expand\.(\w+)\.(\d)\.", r"heads.\1.\2."),
             (r"^final_project\.(\w+)\.", r"heads.\1.project."),
-            (r"\.conv2d\.", ".conv."),
-            (r"\.x_proj_weight$", ".ssm.x_proj_weight"),
-            (r"\.dt_projs_(weight|bias)$", r".ssm.dt_\1"),
-            (r"\.A_logs$", ".ssm.A_log"),
-            (r"\.Ds$", ".ssm.D"),
+            *SS2D_NAMES,
         ),
     )
 

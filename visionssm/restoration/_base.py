@@ -74,13 +74,3 @@ class RestorationModel(VisionModel):
     def get_classifier(self) -> nn.Module:
         """There is none: an empty module."""
         return nn.Identity()
-
-
-# names of VMamba's mixer in published files
-SS2D_NAMES = (
-    (r"\.conv2d\.", ".conv."),
-    (r"\.x_proj_weight$", ".ssm.x_proj_weight"),
-    (r"\.dt_projs_(weight|bias)$", r".ssm.dt_\1"),
-    (r"\.A_logs$", ".ssm.A_log"),
-    (r"\.Ds$", ".ssm.D"),
-)

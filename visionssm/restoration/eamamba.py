@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import MapConv2d, ResidualBlock, SelectiveSSM, split_linear
+from ..layers import SS2D_NAMES, MapConv2d, ResidualBlock, SelectiveSSM, split_linear
 from ..scans import num_routes, scan_table
-from ._base import SS2D_NAMES
 from ._registry import register
 from ._shells import GROUP_NAMES, UNET_NAMES, GroupedRestorer, ReconstructionHead, ShuffleUNet, norm
 

@@ -12,9 +12,8 @@ from timm.layers import DropPath, SEModule, calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import SS2D
+from ..layers import SS2D, SS2D_NAMES
 from ..scans import check_scan
-from ._base import SS2D_NAMES
 from ._registry import register
 from ._shells import GROUP_NAMES, RGB_MEAN, UNET_NAMES, GroupedRestorer, ReconstructionHead, ShuffleUNet, norm
 

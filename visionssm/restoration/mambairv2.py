@@ -13,9 +13,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..checkpoints import Layout
-from ..layers import MapConv2d, SelectiveSSM, state_dtype
+from ..layers import SS2D_NAMES, MapConv2d, SelectiveSSM, state_dtype
 from ..ops import selective_scan
-from ._base import SS2D_NAMES
 from ._registry import register
 from ._shells import GROUP_NAMES, RGB_MEAN, GroupedRestorer, ReconstructionHead, norm
 
