@@ -32,7 +32,7 @@ def main() -> int:
         }
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow"]
         return subprocess.run(
-            [*command, "tests/ops/test_native_scan.py", "tests/ops/test_native_wavefront.py"],
+            [*command, *(f"tests/ops/test_{name}.py" for name in ("native_scan", "native_wavefront", "conv_backends"))],
             cwd=ROOT,
             env=environment,
             check=False,

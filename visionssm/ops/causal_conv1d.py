@@ -21,8 +21,8 @@ def causal_conv1d(
 
     out[t] = bias + sum_j weight[..., W - 1 - j] * x[order[t - j]], with zeros before the start and at entries of -1.
 
-    On a GPU one Triton kernel does it; VISIONSSM_BACKEND=portable leaves it to PyTorch's operators, as compiled models
-    do.
+    On a GPU one Triton kernel does it, on a CPU the native library where it was compiled; VISIONSSM_BACKEND=portable
+    leaves it to PyTorch's operators, as compiled models do.
 
     Args:
         x: Tokens, (b, L, d), or (b, L, k, d) with one input per route; float32, bfloat16, float16 or float64. In the

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import conv_triton_backend
+from . import conv_native_backend, conv_triton_backend
 from .conv_backend import Conv, ConvBackend
 
-CONV_BACKENDS: tuple[ConvBackend, ...] = (conv_triton_backend.BACKEND,)
+CONV_BACKENDS: tuple[ConvBackend, ...] = (conv_triton_backend.BACKEND, conv_native_backend.BACKEND)
 
 
 def choose_conv_backend(x: Tensor) -> ConvBackend | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / "libvisionssm_scan.so"
-_COMPILED = ("library.c", "threads.c", "scan.c", "wavefront.c")
+_COMPILED = ("library.c", "threads.c", "scan.c", "wavefront.c", "conv.c")
 _SOURCES = sorted(path.name for path in FOLDER.glob("*.[ch]"))
 _FLAGS = ("-std=c11", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wno-psabi")
 # contraction gives fused multiply-adds; the other two let loops with conditions become vector code

@@ -2,6 +2,7 @@
 #include "library.h"
 #include "vector.h"
 #include "wavefront_pass.h"
+#include "conv_pass.h"
 
 #define LANES 16
 #include "scan_pass.h"
@@ -57,5 +58,5 @@ static void widen_all(const struct rows *from, float *to, int64_t count) {
 #define QUOTE(x) QUOTE_(x)
 const struct kernels PASTE(visionssm_kernels, VARIANT) = {
     QUOTE(VARIANT), forward_scratch, backward_scratch, forward, backward, wavefront_scratch, wavefront_forward,
-    wavefront_backward, exp2_all, softplus_all, widen_all,
+    wavefront_backward, conv_scratch, conv_forward, conv_backward, exp2_all, softplus_all, widen_all,
 };

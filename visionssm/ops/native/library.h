@@ -2,13 +2,14 @@
 #ifndef VISIONSSM_LIBRARY_H
 #define VISIONSSM_LIBRARY_H
 
+#include "conv.h"
 #include "scan.h"
 #include "wavefront.h"
 
 #define API __attribute__((visibility("default")))
 
 /* One instruction set's versions. A task is a block of channels, from `first` on, of one image; it has `lanes` of them, or
-   WAVEFRONT_LANES. */
+   WAVEFRONT_LANES, or CONV_LANES. */
 struct kernels {
     const char *name;
     size_t (*forward_scratch)(const struct scan *, int64_t lanes);
@@ -20,6 +21,10 @@ struct kernels {
     void (*wavefront_forward)(const struct wavefront *, int64_t image, int64_t first, float *scratch);
     void (*wavefront_backward)(const struct wavefront *, const struct wavefront_gradients *,
                                const struct wavefront_partial *, int64_t image, int64_t first, float *scratch);
+    size_t (*conv_scratch)(const struct conv *, int backward);
+    void (*conv_forward)(const struct conv *, int64_t image, int64_t first, float *scratch);
+    void (*conv_backward)(const struct conv *, const struct conv_gradients *, const struct conv_partial *, int64_t image,
+                          int64_t first, float *scratch);
     void (*exp2)(const float *, float *, int64_t);       /* for tests; lengths are multiples of 16 */
     void (*softplus)(const float *, float *, float *, int64_t);
     void (*widen)(const struct rows *, float *, int64_t);

@@ -24,8 +24,8 @@ def _find() -> tuple[ctypes.CDLL | None, str | None]:
         library.visionssm_sources.restype = ctypes.c_char_p
         library.visionssm_instruction_set.restype = ctypes.c_char_p
         library.visionssm_force_instruction_set.argtypes = [ctypes.c_char_p]
-        # blocks of memory with eight bytes a member, see scan.h and wavefront.h
-        for name in ("scan", "wavefront"):
+        # blocks of memory with eight bytes a member, see scan.h, wavefront.h and conv.h
+        for name in ("scan", "wavefront", "conv"):
             getattr(library, f"visionssm_{name}").argtypes = [ctypes.c_void_p]
             getattr(library, f"visionssm_{name}_backward").argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     except (OSError, AttributeError) as error:

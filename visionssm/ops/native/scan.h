@@ -6,13 +6,6 @@
 
 enum { CHUNK = 32 };      /* steps that are worked on together; states are stored at the chunks' starts */
 
-/* A sequence (batch, tokens or steps, routes, contiguous channels); strides in elements, 0 along what is shared. */
-struct rows {
-    const void *data;
-    int64_t batch, step, route;
-    int64_t dtype;
-};
-
 struct scan {
     int64_t batch, tokens, steps, routes, channels, states;
     int64_t rank;           /* of a low-rank step size; 0 if delta has the channels */
