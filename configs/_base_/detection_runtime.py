@@ -1,7 +1,7 @@
 """What every detection run shares."""
 
 default_scope = "mmdet"
-custom_imports = dict(imports=["visionssm.openmmlab"], allow_failed_imports=False)
+custom_imports = dict(imports=["visionssm.openmmlab", "visionssm.openmmlab.visualizing"], allow_failed_imports=False)
 custom_hooks = [dict(type="ChannelCheckHook"), dict(type="ClassCheckHook")]
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
@@ -15,7 +15,7 @@ env_cfg = dict(
     cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
 )
 vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
+visualizer = dict(type="LargeDetVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=True)
 log_level = "INFO"
 load_from = None

@@ -22,7 +22,7 @@ from .channels import fill_channels
 from .requirements import check_installed
 from .weights import load_strictly
 
-_VISUALIZERS = {"mmdet": "mmdet.DetLocalVisualizer", "mmseg": "mmseg.SegLocalVisualizer"}  # by scope
+_VISUALIZERS = {"mmdet": "LargeDetVisualizer", "mmseg": "mmseg.SegLocalVisualizer"}  # by scope
 _ANNOTATIONS = ("LoadAnnotations", "LoadPanopticAnnotations")  # steps of a pipeline that read the truth
 _SHOWN = 10  # objects named in an image's line
 
@@ -61,6 +61,9 @@ class Predictor:
         metainfo = DATASETS.build(dict(dataset, lazy_init=True)).metainfo  # names and colours; reads no file
         self.classes: Sequence[str] = metainfo["classes"]
         self._pipeline = Compose([step for step in dataset.pipeline if step["type"] not in _ANNOTATIONS])
+        if scope == "mmdet":
+            from . import visualizing  # noqa: F401  registers it; mmdet is installed
+
         self._visualizer = VISUALIZERS.get(_VISUALIZERS[scope])(vis_backends=[])  # build() gives one per process
         self._visualizer.dataset_meta = metainfo
 
