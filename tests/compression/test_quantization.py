@@ -210,3 +210,13 @@ def test_calibration():
     rows.observe(torch.randn(3, 4))
     with pytest.raises(ValueError, match="length 3"):
         rows(torch.randn(4, 4))
+
+
+@pytest.mark.slow
+def test_a_quantised_model_compiles_and_exports():
+    model, (x, _) = timm.create_model("test_vim", num_classes=5).eval(), data(dtype=torch.float32)[0]
+    quantize(model, [x])
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+        assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)

@@ -125,3 +125,12 @@ def test_other_families_say_so():
         make("test_plainmamba", pruning=((1, 0.5),))
     with pytest.raises(TypeError, match="pruning"):
         make("test_vmamba", pruning=((1, 0.5),))
+
+
+@pytest.mark.slow
+def test_it_compiles_and_exports():
+    model, x = make(pruning=((1, 0.5),)), images()
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+        assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)

@@ -92,6 +92,8 @@ def build_trainer(
     options = TrainOptions.of(args)
     data, optim = options.data, options.optim
     if options.device.fsdp:
+        if optim.mesa:
+            raise UserError("--mesa reads the averaged weights whole, which --fsdp shares out; leave one of them out")
         refuse_unsharded(
             optimizer=optim.opt,
             clip_mode=optim.clip_mode if optim.clip_grad is not None else "norm",
