@@ -1,6 +1,6 @@
 """Digits with few labels: training from the beginning against fine-tuning of a backbone pre-trained without labels.
 
-python benchmarks/pretraining_digits.py --output work/pretraining --report benchmarks/results/pretraining_digits.md
+python benchmarks/pretraining_digits.py --output work/pretraining --report pretraining_digits.md
 
 All training images are used to pre-train, once; then, for each seed, a share of each class keeps its labels, and one
 model is trained on these alone from initial weights, one from the pre-trained ones, with the same recipe. Accuracies
