@@ -27,16 +27,21 @@ def draw_receptive_fields(maps: Mapping[str, Tensor], shares: Sequence[float] = 
     """
     figure, panels = _panels(len(maps), [next(iter(maps.values())).shape] * len(maps), extra=0.75)
     image = None
+    styles = dict(zip(shares, ("-", "--", ":"), strict=False))
     for panel, (name, field) in zip(panels, maps.items(), strict=False):
         image = panel.imshow(normalise(field).numpy(), cmap=POSITIVE, vmin=0, vmax=1)
         told = []
-        for share, style in zip(shares, ("-", "--", ":"), strict=False):
+        for share, style in styles.items():
             square = central_square(field, share)
             told.append(f"{share:.0%} in {'more than the square' if square is None else f'{square[1]:.1%}'}")
             if square:
                 _draw_square(panel, field.shape, square[0], style)
         panel.set_title(f"{name}\n{', '.join(told)}", fontsize=8)
-    _colour_bar(figure, image, panels, "gradient of the centre, fifth root, over its maximum")
+    words = {"-": "line", "--": "dashes", ":": "dots"}
+    told = ", ".join(f"{words[style]}: {share:.0%}" for share, style in styles.items())
+    _colour_bar(
+        figure, image, panels, f"gradient of the centre, fifth root, over its maximum\n{told} of it, and its area"
+    )
     return figure
 
 
@@ -59,19 +64,21 @@ def draw_over_images(
     marks: Sequence[tuple[float, float] | None] | None = None,
     titles: Sequence[str] | None = None,
 ) -> Figure:
-    """A row for each image: the image, then each of its maps over it.
+    """Each image, then its maps over it.
 
     Args:
         images: (h, w, 3) or (h, w), 0 to 1.
         maps: Of each image, maps of any size that are laid over it.
         headings: Of each map.
-        signed: Colours for values below and above 0; else from 0 up. Each map has its own largest value.
+        signed: Colours for values below and above 0, up to the 99th percentile of the absolute ones; else from 0 up to
+            the largest. Each map has its own scale.
         label: What the colours mean.
         marks: Row and column in each image's pixels that is marked, or None.
         titles: Heading of each image.
     """
     columns = 1 + max(map(len, maps))
-    figure, panels = _panels(columns * len(images), [images[0].shape[:2]] * columns, extra=0.75, columns=columns)
+    abreast = min(len(images), max(1, 4 // columns))
+    figure, panels = _panels(columns * len(images), [images[0].shape[:2]], extra=0.75, columns=abreast * columns)
     shown = None
     for row, image in enumerate(images):
         height, width = image.shape[:2]
@@ -80,7 +87,7 @@ def draw_over_images(
         line[0].set_title("image" if titles is None else titles[row], fontsize=8)
         for panel, field, heading in zip(line[1:], maps[row], headings[row], strict=False):
             values = field.detach().float().cpu().numpy()
-            largest = float(np.abs(values).max()) or 1.0
+            largest = float(np.quantile(np.abs(values), 0.99 if signed else 1.0)) or 1.0
             _show_image(panel, image, grey=True)
             shown = panel.imshow(
                 values / largest,

@@ -35,9 +35,10 @@ def check_png(path: Path) -> None:
         raise UserError(f"expected an output file that ends in .png, found {path}")
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write a picture and say where."""
-    write_atomically(path, functools.partial(figure.savefig, format="png"))
+def save(figure: "Figure", path: Path, *, trim: bool = True) -> None:
+    """Write a picture, without its empty margins, and say where."""
+    margins = {"bbox_inches": "tight", "pad_inches": 0.08} if trim else {}
+    write_atomically(path, functools.partial(figure.savefig, format="png", **margins))
     print(path)
 
 

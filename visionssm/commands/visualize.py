@@ -70,7 +70,7 @@ def run_scans(args: argparse.Namespace) -> None:
         for name in names:
             attempt(lambda name=name: check_scan(name))
     for path, names in files.items():
-        save(draw_scans(names, args.height, args.width), path)
+        save(draw_scans(names, args.height, args.width), path, trim=False)
 
 
 def _orders_of(name: str) -> list[str]:
@@ -337,7 +337,12 @@ def run_relevance(args: argparse.Namespace) -> None:
         headings.append([f"{name_of(chosen, classifier)}: logit {logit:.2f},\nof it {rest:.2f} of biases"])
         titles.append(name)
     figure = draw_over_images(
-        shown, maps, headings, signed=True, label="relevance, over its largest absolute value", titles=titles
+        shown,
+        maps,
+        headings,
+        signed=True,
+        label="relevance, over the 99th percentile of its absolute values",
+        titles=titles,
     )
     save(figure, args.output)
 
