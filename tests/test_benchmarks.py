@@ -75,3 +75,28 @@ def test_a_commit_is_compared_with_itself():
 def test_unknown_commits_and_shapes_are_refused(benchmarks, arguments, found):
     with pytest.raises(SystemExit, match=found):
         benchmarks("compare").main(arguments)
+
+
+def test_true_relevance_is_the_most_faithful(benchmarks):
+    """Of a linear model the products of weights and pixels are what each pixel does."""
+    pytest.importorskip("captum")
+    faithfulness = benchmarks("faithfulness")
+    torch.manual_seed(0)
+    weight, x, target = torch.randn(16, dtype=torch.float64), torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
+
+    def model(images):
+        logit = images.flatten(1).double() @ weight
+        return torch.stack([logit, -logit], 1)
+
+    black, true = torch.zeros_like(x), (x.flatten(1) * weight).view(3, 4, 4)
+    areas = {}
+    for name, scores in {"true": true, "random": torch.rand(3, 4, 4), "reversed": -true}.items():
+        curves = (
+            faithfulness.curve(model, x, black, scores, target),
+            faithfulness.curve(model, black, x, scores, target),
+        )
+        torch.testing.assert_close(curves[0][0], model(x).softmax(1)[:, 0])
+        torch.testing.assert_close(curves[0][-1], torch.full((3,), 0.5, dtype=torch.float64))
+        areas[name] = [faithfulness.area(rows) for rows in curves]
+    assert (areas["true"][0] <= areas["random"][0]).all() and (areas["random"][0] <= areas["reversed"][0]).all()
+    assert (areas["true"][1] >= areas["random"][1]).all() and (areas["random"][1] >= areas["reversed"][1]).all()

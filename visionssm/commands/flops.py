@@ -11,6 +11,8 @@ import argparse
 import csv
 import io
 import json
+import shlex
+import sys
 from decimal import Decimal
 
 from ..errors import UserError
@@ -57,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--modules takes a depth of at least 0, found {args.modules}")
     rows = _rows(_names(args.models), size, dict(args.model_kwargs), args.modules, quiet=not args.output)
     text = _written(rows, args.format)
+    if args.output and args.format == "markdown":
+        command = shlex.join(["python", "tools/flops.py", *(sys.argv[1:] if argv is None else argv)])
+        text = f"# Parameters, multiply-adds and activations\n\nWritten by `{command}`.\n\n{text}"
     if args.output:
         write_text(args.output, text)
     else:

@@ -4,6 +4,7 @@ python tools/visualize.py scans --order cross snake window7_flip -o three.png
 python tools/visualize.py scans --order all -o FOLDER
 python tools/visualize.py erf --model vmamba_tiny_s1l8 resnet50 --pretrained --data-dir IMAGENET -o erf.png
 python tools/visualize.py attention IMAGE --checkpoint last.pth.tar --layer stages.2.blocks.0.mixer --token 1 1 -o a.png
+python tools/visualize.py contributions IMAGE --model vim_tiny --pretrained --layer blocks.12 -o contributions.png
 python tools/visualize.py relevance IMAGE --checkpoint last.pth.tar -o relevance.png
 python tools/visualize.py features IMAGE --model vmamba_tiny_s1l8 --pretrained -o features.png
 python tools/visualize.py activations IMAGE --model vmamba_tiny_s1l8 --half -o activations.png
@@ -31,6 +32,7 @@ from ._pictures import (
 )
 from ._vocabulary import add_options
 
+_TOKEN = "row and column of the layer's map, or: class (default: a class token, else the centre)"
 SHARES = (0.2, 0.3, 0.5, 0.9, 0.99)
 
 
@@ -188,12 +190,7 @@ def add_attention(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--layer", metavar="NAME", help="a mixer, such as blocks.3.mixer (default: the last)")
     parser.add_argument("--route", type=int, metavar="K", help="a route (default: each, and all together)")
-    parser.add_argument(
-        "--token",
-        nargs="+",
-        metavar="N",
-        help="row and column of the layer's map, or: class (default: a class token, else the centre)",
-    )
+    parser.add_argument("--token", nargs="+", metavar="N", help=_TOKEN)
     parser.add_argument("--unified", action="store_true", help="with convolution and gate")
     add_picture_options(parser)
     parser.set_defaults(run=run_attention)
@@ -201,10 +198,7 @@ def add_attention(commands: argparse._SubParsersAction) -> None:
 
 def run_attention(args: argparse.Namespace) -> None:
     """Write the picture."""
-    import torch
-
     from ..analysis.hidden_attention import token_attention
-    from ..analysis.pictures import draw_over_images
     from ..layers import SelectiveSSM
 
     check_png(args.output)
@@ -220,15 +214,70 @@ def run_attention(args: argparse.Namespace) -> None:
     routes = next(child.routes for child in layer.children() if isinstance(child, SelectiveSSM))
     if args.route is not None and not 0 <= args.route < routes:
         raise UserError(f"route {args.route} does not exist: {layer_name} has routes 0 to {routes - 1}")
-    chosen: list[int | None] = (
-        [args.route] if args.route is not None else [None, *(range(routes) if routes > 1 else ())]
+    each = range(routes) if routes > 1 else ()
+    chosen: list[int | None] = [None, *each] if args.route is None else [args.route]
+
+    def rows(token: int, x, rest) -> dict:
+        return {
+            "all routes" if route is None else f"route {route}": token_attention(
+                layer, x, *rest, token=token, route=route, unified=args.unified
+            )[0]
+            .abs()
+            .sum(0)
+            for route in chosen
+        }
+
+    kind = "unified" if args.unified else "hidden"
+    label = f"{kind} attention: absolute values summed over channels, over the largest"
+    _draw_tokens(args, classifier, layer_name, rows, label)
+
+
+def add_contributions(commands: argparse._SubParsersAction) -> None:
+    """Add the command `contributions`."""
+    parser = commands.add_parser(
+        "contributions",
+        help="draw which tokens make up a token's output in a block",
+        description="What each input token contributes to one output token of a block, skip connection included (the "
+        "idea of LaTIM, arXiv:2502.15612, made exact): shares that sum to 1.",
     )
+    parser.add_argument("--layer", metavar="NAME", help="a block, such as blocks.3 (default: the last)")
+    parser.add_argument("--token", nargs="+", metavar="N", help=_TOKEN)
+    add_picture_options(parser)
+    parser.set_defaults(run=run_contributions)
+
+
+def run_contributions(args: argparse.Namespace) -> None:
+    """Write the picture."""
+    from torch import nn
+
+    from ..analysis.contributions import contributions
+
+    check_png(args.output)
+    classifier = read_model(args)
+    model = classifier.model
+    blocks = [name for name, module in model.named_modules() if isinstance(getattr(module, "mixer", None), nn.Module)]
+    layer_name = module_named(model, args.layer, blocks, "a mixer in it")
+    layer = model.get_submodule(layer_name)
+
+    def rows(token: int, x, rest) -> dict:
+        return {"contributions": contributions(layer, x, *rest, rows=[token]).matrix[0, 0]}
+
+    _draw_tokens(args, classifier, layer_name, rows, "share of the output, over the largest")
+
+
+def _draw_tokens(args: argparse.Namespace, classifier, layer_name: str, rows, label: str) -> None:
+    """Draw what `rows(token, input, further inputs)` gives for the chosen token of a layer, over each image."""
+    import torch
+
+    from ..analysis.pictures import draw_over_images
+
+    model, layer = classifier.model, classifier.model.get_submodule(layer_name)
     shown, maps, headings, marks, titles = [], [], [], [], []
     for name, picture, images in read_images(args, classifier):
         given: dict[str, Any] = {}
 
         def keep(module, inputs, given=given) -> None:
-            given["inputs"] = inputs
+            given.setdefault("inputs", inputs)
 
         handle = layer.register_forward_pre_hook(keep)
         try:
@@ -237,37 +286,20 @@ def run_attention(args: argparse.Namespace) -> None:
         finally:
             handle.remove()
         x, *rest = given["inputs"]
-        grid, positions, extra = _tokens_of(model, x, rest, images)
+        grid, positions, extra = _tokens_of(model, x, rest)
         token, place = _token(args.token, grid, positions, extra, layer_name)
-        rows, names = [], []
-        for route in chosen:
-            row = attempt(
-                lambda route=route, x=x, rest=rest, token=token: token_attention(
-                    layer, x, *rest, token=token, route=route, unified=args.unified
-                )
-            )
-            rows.append(row[0].abs().sum(0)[positions].view(grid))
-            names.append("all routes" if route is None else f"route {route}")
+        found = attempt(lambda token=token, x=x, rest=rest: rows(token, x, rest))
         shown.append(picture)
-        maps.append(rows)
-        headings.append(names)
+        maps.append([row[positions].view(grid) for row in found.values()])
+        headings.append(list(found))
         h, w = picture.shape[:2]
         marks.append(((place[0] + 0.5) * h / grid[0] - 0.5, (place[1] + 0.5) * w / grid[1] - 0.5) if place else None)
         titles.append(f"{name}\n{layer_name}, token {' '.join(map(str, place)) if place else 'class'}")
-    kind = "unified" if args.unified else "hidden"
-    figure = draw_over_images(
-        shown,
-        maps,
-        headings,
-        signed=False,
-        label=f"{kind} attention: absolute values summed over channels, over the largest",
-        marks=marks,
-        titles=titles,
-    )
+    figure = draw_over_images(shown, maps, headings, signed=False, label=label, marks=marks, titles=titles)
     save(figure, args.output)
 
 
-def _tokens_of(model, x, rest, images) -> tuple[tuple[int, int], Any, list[int]]:
+def _tokens_of(model, x, rest) -> tuple[tuple[int, int], Any, list[int]]:
     """Grid of a layer's map, the indices of its tokens row by row, and those of extra tokens."""
     import torch
 
@@ -482,7 +514,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = command_parser(__name__, __doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_scans, add_erf, add_attention, add_relevance, add_features, add_activations, add_dynamics):
+    for add in (
+        add_scans,
+        add_erf,
+        add_attention,
+        add_contributions,
+        add_relevance,
+        add_features,
+        add_activations,
+        add_dynamics,
+    ):
         add(commands)
     args = parser.parse_args(argv)
     args.run(args)
