@@ -239,6 +239,9 @@ def test_finer_pyramid():
     with torch.no_grad():
         coarse = fpn([maps[0], maps[1], maps[2] + 1])
     assert not any(torch.equal(before, after) for before, after in zip(levels, coarse, strict=True))  # top down
+    levels = FinerFPN([24, 40, 56], 16, num_finer=1, num_coarser=2)(maps)
+    assert [tuple(y.shape[2:]) for y in levels] == [(10, 14), (5, 7), (3, 4), (2, 2), (1, 1), (1, 1)]
+    assert torch.equal(levels[4], levels[3][:, :, ::2, ::2])
     for arguments in (dict(in_channels=24), dict(in_channels=[24], num_finer=0)):
         with pytest.raises(ValueError, match="FinerFPN reads several maps"):
             FinerFPN(**arguments)

@@ -20,6 +20,12 @@ SEGMENTATION = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "segmentat
 SIZE = (128, 256)
 
 
+def leaves_slow(names):
+    """Parameters of a test; the configs that only change another one are slow."""
+    marks = {name: [pytest.mark.slow] if '_base_ = "' in (ROOT / name).read_text() else [] for name in names}
+    return [pytest.param(name, marks=marks[name]) for name in names]
+
+
 def read(name):
     cfg = Config.fromfile(ROOT / name)
     cfg.model.backbone.pretrained = False  # no downloads
@@ -60,7 +66,7 @@ def test_says_what_is_published_and_is_self_contained(name):
         assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
 
 
-@pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.parametrize("name", leaves_slow(DETECTION))
 def test_detectors_channels_and_strides_agree(name):
     model = build(read(name))
     check_channels(model)
@@ -83,7 +89,7 @@ def test_detectors_channels_and_strides_agree(name):
             assert extractor.out_channels == levels[0].shape[1]
 
 
-@pytest.mark.parametrize("name", SEGMENTATION)
+@pytest.mark.parametrize("name", leaves_slow(SEGMENTATION))
 def test_segmenters_channels_agree(name):
     cfg = read(name)
     model = build(cfg)
@@ -97,7 +103,8 @@ def test_segmenters_channels_agree(name):
     assert strides_of(maps) == [(stride, stride) for stride in model.backbone.out_strides]
     channels = [y.shape[1] for y in levels]
     assert channels == list(model.decode_head.in_channels)
-    assert channels[model.auxiliary_head.in_index] == model.auxiliary_head.in_channels
+    if model.with_auxiliary_head:
+        assert channels[model.auxiliary_head.in_index] == model.auxiliary_head.in_channels
     with torch.device("meta"), torch.no_grad():
         logits = model.decode_head(levels)
     assert logits.shape == (1, model.decode_head.num_classes, *levels[0].shape[2:])

@@ -35,10 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def trains_here(name):
-    """One map of patches of 16, or four maps from stride 4 on, of images of any size."""
-    levels = [level["reduction"] for level in timm.create_model(name, device="meta").feature_info]
-    bound = at_size(name, 64) and not is_plain(name)
-    return not bound and (set(levels) == {16} or levels == [4, 8, 16, 32])
+    """All but models that are bound to one size of images."""
+    return is_plain(name) or not at_size(name, 64)
 
 
 DENSE = mostly_slow(filter(trains_here, PICO))
@@ -54,13 +52,15 @@ def scenes(tmp_path_factory):
 
 
 class Watch(Hook):
-    """Collects losses, and which parameters of the backbone had gradients."""
+    """Collects losses, and which of the backbone's trained parameters had gradients."""
 
     def __init__(self):
         self.losses, self.finite, self.all = [], {}, set()
 
     def before_train(self, runner):
         for name, parameter in runner.model.backbone.named_parameters():
+            if not parameter.requires_grad:
+                continue
             self.all.add(name)
             parameter.register_hook(lambda g, name=name: self.finite.__setitem__(name, bool(g.isfinite().all())))
 
@@ -103,9 +103,17 @@ def segmenter(name, scenes, work_dir):
         cfg.model.neck = dict(type="Feature2Pyramid", embed_dim=48, norm_cfg=dict(type="BN"))
         cfg.model.decode_head.in_channels = [48] * 4
     else:
+        maps = len(strides_of(name))
+        cfg.model.decode_head.in_index = list(range(maps))
+        cfg.model.auxiliary_head.in_index = min(2, maps - 1)
         del cfg.model.decode_head["in_channels"], cfg.model.auxiliary_head["in_channels"]
         fill_channels(cfg)
     return cfg
+
+
+def strides_of(name):
+    """Of the maps that a hierarchical backbone gives by default, the finest first."""
+    return sorted({level["reduction"] for level in timm.create_model(name, device="meta").feature_info})
 
 
 def detector(name, scenes, work_dir):
@@ -114,6 +122,14 @@ def detector(name, scenes, work_dir):
     if is_plain(name):
         cfg.model.backbone.out_indices = (3,)
         cfg.model.neck = dict(type="SimpleFPN", in_channels=48, out_channels=48, num_outs=4)
+    elif (first := strides_of(name)[0]) > 4:
+        finer = {8: 1, 16: 2}[first]
+        levels = [4 * 2**i for i in range(finer + len(strides_of(name)))]
+        cfg.model.neck = dict(type="FinerFPN", out_channels=48, num_finer=finer)
+        cfg.model.rpn_head.anchor_generator.strides = levels
+        for extractor in ("bbox_roi_extractor", "mask_roi_extractor"):
+            cfg.model.roi_head[extractor].featmap_strides = levels[:4]
+        fill_channels(cfg)
     else:
         del cfg.model.neck["in_channels"]
         fill_channels(cfg)

@@ -489,6 +489,19 @@ class MobileMamba(HierarchicalModel):
                 for conv in (module.local1.conv, module.local2.conv, module.mixer.proj):
                     nn.init.zeros_(conv.bn.weight)
 
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last one needed, and on request the head; returns the stages kept."""
+        num_stages = len(self.stages)
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head or len(self.stages) < num_stages:
+            self.head.norm = nn.Identity()
+        return take_indices
+
 
 _cfg = family_cfg(
     license="mit",

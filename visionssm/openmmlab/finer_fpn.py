@@ -12,12 +12,14 @@ from torch import Tensor, nn
 class FinerFPN(BaseModule):
     """A feature pyramid (arXiv:1612.03144) with levels of twice and four times the first map's resolution, and so on.
 
-    As MobileMamba's detectors have it (arXiv:2411.15941), whose maps have strides 16, 32 and 64.
+    As the detectors of MobileMamba (arXiv:2411.15941) and EfficientViM (arXiv:2411.15241) have it, whose maps have
+    strides 16, 32 and 64.
 
     Args:
         in_channels: Channels of each map.
         out_channels: Channels of every level.
         num_finer: Levels finer than the first map.
+        num_coarser: Levels coarser than the last map, each every second place of the one before.
         init_cfg: mmengine's.
 
     Raises:
@@ -29,6 +31,7 @@ class FinerFPN(BaseModule):
         in_channels: Sequence[int],
         out_channels: int = 256,
         num_finer: int = 2,
+        num_coarser: int = 0,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
@@ -39,13 +42,16 @@ class FinerFPN(BaseModule):
             )
         self.in_channels = list(in_channels)
         self.out_channels = out_channels
-        self.num_outs = num_finer + len(self.in_channels)
+        self.num_coarser = num_coarser
+        self.num_outs = num_finer + len(self.in_channels) + num_coarser
         self.laterals = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in self.in_channels)
         self.enlarge = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(out_channels, out_channels, 2, stride=2), nn.ReLU())
             for _ in range(num_finer)
         )
-        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in range(self.num_outs))
+        self.outputs = nn.ModuleList(
+            nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in range(self.num_outs - num_coarser)
+        )
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps (b, in_channels[i], h, w), finest first, to `num_outs` levels (b, out_channels, ...), finest first."""
@@ -54,4 +60,7 @@ class FinerFPN(BaseModule):
             levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=levels[i - 1].shape[2:], mode="nearest")
         for enlarge in self.enlarge:
             levels.insert(0, enlarge(levels[0]))
-        return tuple(output(x) for output, x in zip(self.outputs, levels, strict=True))
+        levels = [output(x) for output, x in zip(self.outputs, levels, strict=True)]
+        for _ in range(self.num_coarser):
+            levels.append(F.max_pool2d(levels[-1], 1, stride=2))
+        return tuple(levels)
