@@ -151,7 +151,7 @@ def test_partners_are_found_by_name(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_name_options_and_models(path):
     parser = train_restoration.build_parser()
-    apply_recipe(parser, path)
+    apply_recipe(parser, path.stem, "restoration")
     args = parser.parse_args([])
     model = create_model(args.model, device="meta", **args.model_kwargs)
     if args.degradation:

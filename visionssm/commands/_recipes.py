@@ -11,17 +11,17 @@ from ..files import shipped
 from ._parser import KeyValues
 
 
-def apply_recipe(parser: argparse.ArgumentParser, path: str | Path) -> None:
-    """Make a recipe's values the defaults of a parser.
+def apply_recipe(parser: argparse.ArgumentParser, path: str | Path, kind: str = "classification") -> None:
+    """Make a recipe's values the defaults of a parser; `kind` is the folder of `configs` where names are looked up.
 
     Raises:
         UserError: The file cannot be read, or a key or a value does not fit the parser.
     """
-    path = find_recipe(path)
+    path = find_recipe(path, kind)
     parser.set_defaults(**check_recipe(parser, read_recipe(path), path))
 
 
-def find_recipe(name: str | Path) -> Path:
+def find_recipe(name: str | Path, kind: str = "classification") -> Path:
     """Return the file of a recipe: a path, or the name of one of ours, with its folder where that alone tells which.
 
     Raises:
@@ -30,7 +30,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    known = recipes()
+    known = recipes(kind)
     found = [known[key] for key in known if key == str(name) or key.endswith(f"/{name}")]
     if len(found) != 1:
         names = [key.rpartition("/")[2] for key in known]
@@ -38,9 +38,9 @@ def find_recipe(name: str | Path) -> Path:
     return found[0]
 
 
-def recipes() -> dict[str, Path]:
-    """Return the recipes of classifiers by folder and name, `vmamba/vmamba_tiny_s1l8`."""
-    folder = shipped("configs") / "classification"
+def recipes(kind: str = "classification") -> dict[str, Path]:
+    """Return the recipes of a folder of `configs` by folder and name, `vmamba/vmamba_tiny_s1l8`."""
+    folder = shipped("configs") / kind
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 

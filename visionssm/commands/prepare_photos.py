@@ -1,7 +1,7 @@
 """Build a small set of sharp photographs from those that come with scikit-image and scikit-learn, without a download.
 
 python tools/prepare_photos.py --output work/photos
-python tools/train_restoration.py -c configs/restoration/demo.yaml --data-dir work/photos --output work/demo-restoration
+python tools/train_restoration.py -c demo --data-dir work/photos --output work/demo-restoration
 """
 
 from ._boundary import bounded

@@ -1,6 +1,6 @@
 """Train a restoration model on sharp images, with their degraded forms from a folder or generated.
 
-python tools/train_restoration.py -c configs/restoration/mambair_light_x2.yaml --data-dir DIV2K --output work/light_x2
+python tools/train_restoration.py -c mambair_light_x2 --data-dir DIV2K --output work/light_x2
 python tools/train_restoration.py --model mambair_dn --degradation noise=25 --data-dir photos --output work/dn25
 
 DIR/train and DIR/validation hold sharp images, for --degradation; or each of them a folder `target` of sharp images and
@@ -28,7 +28,7 @@ def build_parser() -> CommandParser:
         __doc__,
         usage="visionssm train-restoration --model NAME --data-dir DIR --output DIR [--resume auto] [options]",
     )
-    parser.add_argument("-c", "--config", metavar="RECIPE", help="YAML file, below the command line")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="recipe below the command line, by name or file")
     group = parser.add_argument_group("data")
     add_options(group, "data-dir", help="folder with train and validation inside")
     add_options(group, "batch-size", default=32, help="patches per step and process")
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 a user's error, 128 + n stopped by signal n."""
     parser = build_parser()
     if recipe := parser.parse_known_args(argv)[0].config:
-        apply_recipe(parser, recipe)
+        apply_recipe(parser, recipe, "restoration")
     args = parser.parse_args(argv)
     from ..engine.data import processes
     from ..engine.data.workers import loader_processes_ended
