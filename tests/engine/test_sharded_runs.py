@@ -10,6 +10,8 @@ from conftest import assert_same_weights, load
 from launching import Processes, flags, run_all
 from timm.optim import create_optimizer_v2
 
+from visionssm.checkpoints import CheckpointError
+from visionssm.commands import consolidate
 from visionssm.engine.data import processes
 from visionssm.engine.training import sharding
 from visionssm.engine.training.sharded_checkpoints import sharded_checkpoints
@@ -63,9 +65,14 @@ def test_what_needs_whole_weights_is_refused_before_the_first_step(run, capsys, 
     assert found in error and len(error.strip().splitlines()) == 1
 
 
-def test_a_damaged_sharded_checkpoint_is_passed_over(run, capsys):
+def test_consolidation_and_a_damaged_checkpoint(run, capsys):
     assert run(fsdp=True, epochs=1) == 0
     (path,) = sharded_checkpoints(run.folder / "run")
+    for given in (path, run.folder / "run"):
+        assert consolidate.main([str(given), str(run.folder / "file.pth.tar")]) == 0
+        assert_same_weights(run.folder / "file.pth.tar", run.folder / "run" / "last.pth.tar")
+    with pytest.raises(CheckpointError, match="tools/consolidate.py makes a file"):
+        load(path)
     (run.folder / "run" / "last.pth.tar").unlink()
     (data,) = path.glob("*.safetensors")
     data.write_bytes(data.read_bytes()[:-100])
@@ -73,6 +80,8 @@ def test_a_damaged_sharded_checkpoint_is_passed_over(run, capsys):
     captured = capsys.readouterr()
     assert f"checkpoint {path} is damaged or incomplete" in captured.out
     assert "is readable; start anew with --overwrite" in captured.err
+    assert consolidate.main([str(run.folder / "run"), str(run.folder / "other.pth.tar")]) == 2
+    assert "holds no sharded checkpoint that is readable" in capsys.readouterr().err
 
 
 @pytest.mark.slow

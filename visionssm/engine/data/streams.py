@@ -13,6 +13,7 @@ import time
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -152,15 +153,20 @@ class Shards:
         def begin(first: int) -> Iterator[tuple[str, dict[str, bytes]]]:
             stream = open_shard(url)
             cursor["close"] = stream.close
-            return samples_of_tar(stream, first, seekable=bool(LOCAL.match(url)))
+            return self._whole(samples_of_tar(stream, first, seekable=bool(LOCAL.match(url))), shard, first)
 
         samples = read_on(cursor, shard, first, count, begin, f"shard {url}")
-        if len(samples) < count:
-            raise ShardError(
-                f"shard {url} ends after {first + len(samples)} samples, expected {self.lengths[shard]}; "
-                "count them anew with tools/shards.py --index"
-            )
         return [self._raw(f"{url}::{key}", shard, first + i, parts) for i, (key, parts) in enumerate(samples)]
+
+    def _whole(self, samples: Iterator[Any], shard: int, first: int) -> Iterator[Any]:
+        """Yield samples; fewer than listed are a failure, which a download that was cut short looks like too."""
+        for sample in samples:
+            yield sample
+            first += 1
+        if first < self.lengths[shard]:
+            raise EOFError(
+                f"it ends after {first} samples, expected {self.lengths[shard]} (tools/shards.py --index counts anew)"
+            )
 
     def _raw(self, name: str, shard: int, index: int, parts: dict[str, bytes]) -> Raw:
         ending = next((ending for ending in self.image_endings if ending in parts), None)
@@ -300,7 +306,8 @@ def _close(cursor: dict[str, Any]) -> None:
     if entries is not None:
         entries.close()
     if close is not None:
-        close()
+        with suppress(OSError):  # of a download that is left before its end
+            close()
 
 
 class StreamedImages(torch.utils.data.Dataset):
@@ -418,10 +425,8 @@ def _lengths(reader: Any) -> list[int]:
 
 
 def _shards(reader: Any) -> Shards:
-    urls = [
-        str(name) if "://" in name or not reader.root else f"{reader.root}/{name}"
-        for name in reader.split_info.filenames
-    ]
+    names = reader.split_info.filenames
+    urls = [str(name) if not LOCAL.match(name) or not reader.root else f"{reader.root}/{name}" for name in names]
     key = reader.target_key or reader.split_info.alt_label
     label = partial(_label_of_files, key, reader.class_to_idx if reader.remap_class else None, source_names(reader))
     return Shards(urls, _lengths(reader), [ending.lower() for ending in reader.input_key.split(";")], label)
