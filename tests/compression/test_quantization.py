@@ -20,6 +20,9 @@ from visionssm.compression.quantization import (
 )
 from visionssm.compression.rewriting import applicable, structure
 
+# with a mixer for each way of reading weights
+FEW = ("test_vim", "test_vmamba", "test_plainmamba", "test_spatialmamba", "test_hydra")
+
 
 def vim():
     torch.manual_seed(0)
@@ -98,7 +101,7 @@ def test_principal_axes():
 
 
 @pytest.mark.parametrize("observer", ["minmax", "percentile"])
-@pytest.mark.parametrize("name", PICO)
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in PICO])
 def test_every_family_is_quantised(name, observer):
     """8 bits are near the float model, 4 further off; a fresh model takes the state dict; 16 bits change nothing."""
     if observer == "percentile" and name not in ("test_vim", "test_vmamba"):

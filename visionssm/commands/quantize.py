@@ -185,15 +185,11 @@ def compare(whole: Any, model: Any, loader: Any, device: Any) -> tuple[dict[str,
     results, predictions = [], []
     for each in (whole, model):
         found: list[torch.Tensor] = []
-        results.append(
-            evaluate(
-                each,
-                loader,
-                device,
-                autocast=autocast(device, None),
-                on_batch=lambda logits, _, found=found: found.append(logits.argmax(-1)),
-            )
-        )
+
+        def keep(logits: torch.Tensor, _: torch.Tensor, found: list[torch.Tensor] = found) -> None:
+            found.append(logits.argmax(-1))
+
+        results.append(evaluate(each, loader, device, autocast=autocast(device, None), on_batch=keep))
         predictions.append(torch.cat(found))
     same = (predictions[0] == predictions[1]).double().mean()
     return results[0], results[1], 100 * float(same)

@@ -74,7 +74,7 @@ def stand_ins(model: nn.Module, path: str) -> dict[str, nn.Module]:
 
 def _without_route(mixer: nn.Module, route: int) -> nn.Module:
     """A mixer like another, sharing all but what a route has of its own."""
-    mixer, ssm = _twin(mixer), _twin(mixer.ssm)
+    mixer, ssm = _twin(mixer), _twin(mixer.get_submodule("ssm"))
     kept = ssm.kept or tuple(range(ssm.routes))
     rows = [row for row, number in enumerate(kept) if number != route]
     for module in (mixer, ssm):
@@ -189,7 +189,7 @@ def whole_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _cut_parameters(model: nn.Module) -> dict[str, nn.Module]:
     """Names of parameters that lack the rows of removed routes, to the scan of those routes."""
-    cut = {}
+    cut: dict[str, nn.Module] = {}
     for match in filter(None, map(_ROUTE.fullmatch, getattr(model, "removed", ()))):
         mixer = model.get_submodule(match["mixer"])
         for path, module in ((match["mixer"], mixer), (match["ssm"], mixer.ssm)):

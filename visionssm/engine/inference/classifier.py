@@ -221,8 +221,8 @@ def portable_checkpoint(classifier: Classifier, checkpoint: str | Path | None, w
     model, config = classifier.model, classifier.data_config
     kwargs = dict(classifier.arguments)
     own = {"in_chans": kwargs.pop("in_chans", None), "gp": kwargs.pop("global_pool", None)}
-    if getattr(model, "removed", ()):
-        kwargs["removed"] = list(model.removed)
+    if removed := getattr(model, "removed", ()):
+        kwargs["removed"] = list(removed)
     options = dict(source.options) if source else {}
     options |= own | {"model": classifier.name, "model_kwargs": kwargs, "num_classes": model.num_classes}
     facts = dict(source.run.get("facts", {})) if source else {}

@@ -27,7 +27,7 @@ class MaskedImageModeling(CarriesRunState):
 
     def __init__(self, model: MaskedImageModel, device: torch.device):
         super().__init__(device=device, verbose=False)
-        self.trainable_module = model
+        self.trainable_module: torch.nn.Module = model
 
     def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> "MaskedImageModeling":
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
