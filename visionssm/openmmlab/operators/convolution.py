@@ -18,23 +18,7 @@ __all__ = [
 
 
 def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **geometry: int
 ) -> None:
     """Convolution that reads beside the grid.
 
@@ -45,20 +29,9 @@ def deform_conv_forward(
         output: (b, d, out_h, out_w); receives the result.
         columns: Not used.
         ones: Not used.
-        kW: Width of the kernel; so is kH its height, as of all pairs below.
-        kH: Height.
-        dW: Stride.
-        dH: Stride.
-        padW: Padding by zeros.
-        padH: Padding by zeros.
-        dilationW: Dilation.
-        dilationH: Dilation.
-        group: Groups of channels that do not mix.
-        deformable_group: Groups of channels with offsets of their own.
-        im2col_step: Not used.
+        **geometry: mmcv's names for strides, paddings, dilations and groups, see `_first_version`.
     """
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    output.copy_(_convolve(input, weight, offset, None, None, geometry))
+    output.copy_(_convolve(input, weight, offset, None, None, _first_version(**geometry)))
 
 
 def deform_conv_backward_input(
@@ -69,21 +42,10 @@ def deform_conv_backward_input(
     gradOffset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **geometry: int,
 ) -> None:
     """Gradients of `deform_conv_forward` with respect to the maps and the offsets, added to the given ones."""
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grads = _gradients(gradOutput, input, weight, offset, None, None, geometry)
+    grads = _gradients(gradOutput, input, weight, offset, None, None, _first_version(**geometry))
     gradInput += grads[0].to(gradInput.dtype)
     gradOffset += grads[2].to(gradOffset.dtype)
     # torchvision gives all gradients at once, mmcv asks for the weights' in a second call: it finds them in its buffer
@@ -97,24 +59,14 @@ def deform_conv_backward_parameters(
     gradWeight: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
     scale: float,
-    im2col_step: int,
+    **geometry: int,
 ) -> None:
     """Gradient of `deform_conv_forward` with respect to the weights, times `scale`, added to `gradWeight`."""
     grad = columns
     if grad.shape != gradWeight.shape:
-        geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-        grad = _gradients(gradOutput, input, torch.zeros_like(gradWeight), offset, None, None, geometry)[1]
+        zeros = torch.zeros_like(gradWeight)
+        grad = _gradients(gradOutput, input, zeros, offset, None, None, _first_version(**geometry))[1]
     gradWeight += scale * grad.to(gradWeight.dtype)
 
 
@@ -127,17 +79,8 @@ def modulated_deform_conv_forward(
     mask: Tensor,
     output: Tensor,
     columns: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **geometry: int,
 ) -> None:
     """As `deform_conv_forward`, with a weight for each sample.
 
@@ -150,20 +93,10 @@ def modulated_deform_conv_forward(
         mask: (b, deformable_group * kernel_h * kernel_w, out_h, out_w).
         output: (b, d, out_h, out_w); receives the result.
         columns: Not used.
-        kernel_h: Height of the kernel.
-        kernel_w: Width.
-        stride_h: Stride.
-        stride_w: Stride.
-        pad_h: Padding by zeros.
-        pad_w: Padding by zeros.
-        dilation_h: Dilation.
-        dilation_w: Dilation.
-        group: Groups of channels that do not mix.
-        deformable_group: Groups of channels with offsets of their own.
         with_bias: Whether there is a bias.
+        **geometry: mmcv's names for strides, paddings, dilations and groups, see `_second_version`.
     """
-    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
+    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, _second_version(**geometry)))
 
 
 def modulated_deform_conv_backward(
@@ -180,24 +113,39 @@ def modulated_deform_conv_backward(
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **geometry: int,
 ) -> None:
     """Gradients of `modulated_deform_conv_forward`, added to the given ones."""
-    geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
-    grads = _gradients(grad_output, input, weight, offset, mask, bias if with_bias else None, geometry)
+    bias_used = bias if with_bias else None
+    grads = _gradients(grad_output, input, weight, offset, mask, bias_used, _second_version(**geometry))
     targets = [grad_input, grad_weight, grad_offset, grad_mask, *([grad_bias] if with_bias else [])]
     for target, grad in zip(targets, grads, strict=False):
         target += grad.to(target.dtype)
+
+
+def _first_version(
+    *, kW, kH, dW, dH, padW, padH, dilationW, dilationH, group, deformable_group, im2col_step
+) -> tuple[int, ...]:
+    """torchvision's geometry; the kernel's size is that of the weight, and torchvision chooses its own steps."""
+    return dH, dW, padH, padW, dilationH, dilationW, group, deformable_group
+
+
+def _second_version(
+    *,
+    kernel_h,
+    kernel_w,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    group,
+    deformable_group,
+) -> tuple[int, ...]:
+    """torchvision's geometry; the kernel's size is that of the weight."""
+    return stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
 
 
 def _convolve(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None, geometry):
