@@ -10,6 +10,7 @@ target, or spills registers there. Nothing is run and nothing is timed.
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -17,15 +18,19 @@ import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
+from machine_code import TOOLS, disassemble, instructions
 from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 
 from visionssm.ops.selective_scan import contract
@@ -39,22 +44,35 @@ TARGETS = {
 KERNELS = {
     name: getattr(launch, name)
     for name in (
+        "lanes_fwd_kernel",
+        "lanes_bwd_kernel",
         "selective_scan_fwd_kernel",
         "selective_scan_bwd_kernel",
         "join_segments_kernel",
         "merge_routes_kernel",
         "gather_sum_kernel",
+        "sum_shares_kernel",
     )
 }
 MULTIPROCESSORS = 132  # of the GPU that launches are planned for, an H100 or H200
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
-_TOOLS = Path(nvidia.__file__).parent / "bin"
+
+
+class Launch(NamedTuple):
+    """What a launch would compile, and the sizes that its time depends on; of one image."""
+
+    name: str
+    specialisation: tuple[dict, dict, dict]  # as `specialise` says
+    options: dict
+    programs: int
+    steps: int  # of one program's sequence; 0 for kernels that scan nothing
+    bytes: int  # of all tensors that it is given
 
 
 class Recorder:
-    """Stands in for a kernel: keeps what a launch would compile, runs nothing."""
+    """Stands in for a kernel: keeps its launches, runs nothing."""
 
-    def __init__(self, name: str, launches: list) -> None:
+    def __init__(self, name: str, launches: list[Launch]) -> None:
         self.name, self.launches = name, launches
 
     def __getitem__(self, grid):
@@ -62,7 +80,17 @@ class Recorder:
             kernel = KERNELS[self.name]
             options = {k: kwargs.pop(k) for k in ("num_warps", "num_stages", "enable_fp_fusion") if k in kwargs}
             named = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-            self.launches.append((self.name, specialise(kernel, named), options))
+            tensors = [v for v in named.values() if isinstance(v, torch.Tensor)]
+            self.launches.append(
+                Launch(
+                    self.name,
+                    specialise(kernel, named),
+                    options,
+                    math.prod(grid),
+                    named.get("segment_steps", 0),
+                    sum(t.numel() * t.element_size() for t in tensors),
+                )
+            )
 
         return launch_kernel
 
@@ -91,10 +119,56 @@ def specialise(kernel, arguments: dict) -> tuple[dict, dict, dict]:
     return signature, constants, attributes
 
 
-def record(shape: ScanShape, dtype: torch.dtype, out_dtype: torch.dtype, parts: int) -> list:
-    """The launches of a shape's forward and backward pass, its sequences split into `parts` segments."""
-    launches: list = []
-    inputs = make_inputs(shape, dtype, batch=1)
+class Operators(TorchDispatchMode):
+    """Notes PyTorch's own operators among the launches, and computes nothing: their results have only a shape."""
+
+    def __init__(self, launches: list[Launch] | None) -> None:
+        super().__init__()
+        self.launches = launches
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        aliases = any(a.alias_info is not None for a in func._schema.arguments)
+        if aliases or "empty" in func.name() or not given:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
+        out = tree_map_only(
+            torch.Tensor,
+            lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype),
+            func(*args, **kwargs | ({"device": "meta"} if "device" in kwargs else {})),
+        )
+        if self.launches is not None:
+            moved = sum(t.nbytes for t in (*given, *tree_leaves(out)) if isinstance(t, torch.Tensor))
+            self.launches.append(Launch(func.name(), ({}, {}, {}), {}, 0, 0, moved))
+        return out
+
+
+@cache
+def one_image(shape: ScanShape, dtype: torch.dtype) -> dict:
+    return make_inputs(shape, dtype, batch=1)
+
+
+def record(
+    shape: ScanShape,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    parts: int | None = None,
+    lanes: int = 32,
+    operators: bool = False,
+) -> dict[str, list[Launch]]:
+    """The launches of a shape's passes by name: "inference", "forward" with states saved, "backward".
+
+    Args:
+        shape: Its batch decides how the launches are planned, though one image is given.
+        dtype: Of the inputs.
+        out_dtype: Of the output.
+        parts: Segments that sequences are split into; None leaves that to the rule.
+        lanes: Threads of a warp of the GPU that is planned for.
+        operators: Note PyTorch's own operators too, which have no specialisation.
+    """
+    launches: list[Launch] = []
+    inputs = one_image(shape._replace(batch=1), dtype)
     arguments = [inputs.get(name) for name in ("u", "delta", "A", "B", "C", "D", "delta_bias", "dt_weight", "order")]
     scan = contract.canonical(
         *arguments,
@@ -104,22 +178,35 @@ def record(shape: ScanShape, dtype: torch.dtype, out_dtype: torch.dtype, parts: 
         "sum",
         out_dtype,
     )
-    segments, walk, logarithm = config.segments, config._walk, launch._logarithm
+    segments, walk, logarithm, warp = config.segments, config._walk, launch._logarithm, config.LANES
+    prefetch = config.prefetch
     try:
+        config.LANES = lanes
         for name in KERNELS:
             setattr(launch, name, Recorder(name, launches))
-        config.segments = lambda *_: parts
+        config.segments = lambda programs, warps, steps, _: (
+            parts or segments(programs * shape.batch, warps, steps, MULTIPROCESSORS)
+        )
         config._walk = lambda count, programs, warps, _: walk(count, programs * shape.batch, warps, MULTIPROCESSORS)
+        config.prefetch = lambda states, blocks, programs, walk, _: prefetch(
+            states, blocks, programs * shape.batch, walk, MULTIPROCESSORS
+        )
         # the inputs lie on a CPU, the code is for a GPU
         launch._logarithm = lambda s: "ptx" if logarithm(s) == "log2" else logarithm(s)
-        launch.forward(scan, save=False)
-        out, _, states = launch.forward(scan, save=True)
-        launch.backward(out, None, states, scan)
+        passes = {}
+        with Operators(launches if operators else None):
+            launch.forward(scan, save=False)
+            passes["inference"], launches[:] = launches[:], []
+            out, _, states = launch.forward(scan, save=True)
+            passes["forward"], launches[:] = launches[:], []
+            launch.backward(out, None, states, scan)
+            passes["backward"] = launches[:]
     finally:
-        config.segments, config._walk, launch._logarithm = segments, walk, logarithm
+        config.segments, config._walk, launch._logarithm, config.LANES = segments, walk, logarithm, warp
+        config.prefetch = prefetch
         for name, kernel in KERNELS.items():
             setattr(launch, name, kernel)
-    return launches
+    return passes
 
 
 def compile_one(name: str, specialisation: tuple, options: dict, target_name: str) -> dict:
@@ -139,16 +226,17 @@ def nvidia_usage(compiled) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _output(_TOOLS / "cuobjdump", "-res-usage", file.name)
-        sass = _output(_TOOLS / "nvdisasm", "-c", file.name)
+        usage = _output(TOOLS / "cuobjdump", "-res-usage", file.name)
+    code, _ = instructions(disassemble(compiled.asm["cubin"]))
+    count = Counter(i.operation for i in code)
     found = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    code = Counter(re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", sass))
     return {
         "registers": found["REG"],
         "spill": found["STACK"] + found["LOCAL"],
-        "instructions": code.total() - code["NOP"],
-        "mufu": code["MUFU"],
-        "shuffles": code["SHFL"],
+        "instructions": count.total() - count["NOP"],
+        "mufu": count["MUFU"],
+        "shuffles": count["SHFL"],
+        "uniform": sum(i.pipe == "uniform" for i in code),
     }
 
 
@@ -168,6 +256,7 @@ def amd_usage(compiled) -> dict:
         "instructions": len(re.findall(r"^\s+[vsdg][a-z]*_\w+", text, re.M)),
         "mufu": len(re.findall(r"^\s+v_(?:exp|log|rcp|sqrt|rsq)_f32", text, re.M)),
         "shuffles": len(re.findall(r"^\s+(?:ds_bpermute|ds_swizzle|.*dpp)", text, re.M)),
+        "uniform": len(re.findall(r"^\s+v_readfirstlane", text, re.M)),
     }
 
 
@@ -196,7 +285,7 @@ def describe(name: str, constants: dict) -> str:
         return label
     if "ends" not in constants:
         task = " first pass"
-    elif name == "selective_scan_fwd_kernel":
+    elif "fwd" in name:
         task = "" if "states" in constants else " saving states"
     else:
         task = ""
@@ -209,7 +298,7 @@ def describe(name: str, constants: dict) -> str:
 
 
 def table(results: list[dict]) -> str:
-    columns = ("registers", "spill", "shared", "warps", "instructions", "mufu", "shuffles")
+    columns = ("registers", "spill", "shared", "warps", "instructions", "mufu", "shuffles", "uniform")
     lines = ["| shape | dtype | kernel | target | " + " | ".join(columns) + " |", "|" + "---|" * (4 + len(columns))]
     for r in results:
         cells = [r["error"]] + [""] * (len(columns) - 1) if "error" in r else [str(r[c]) for c in columns]
@@ -233,8 +322,10 @@ def main() -> None:
             continue
         parts = 4 if shape.batch < 128 else 1
         for dtype, out in dict.fromkeys((d, o) for d in args.dtypes for o in ("float32", d)):
-            for name, specialisation, options in record(shape, getattr(torch, dtype), getattr(torch, out), parts):
-                for target in args.targets:
+            for target in args.targets:
+                lanes = TARGETS[target].warp_size
+                passes = record(shape, getattr(torch, dtype), getattr(torch, out), parts, lanes)
+                for name, specialisation, options, *_ in (x for launches in passes.values() for x in launches):
                     job = name, specialisation, options, target
                     if repr(job) in seen:
                         continue
@@ -266,7 +357,8 @@ def write(folder: Path, results: list[dict], argv: list[str]) -> None:
         "# What the scan's kernels use\n\n"
         f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}).\n"
         "Compiled ahead of time; nothing was run or timed. A kernel shared by several shapes is listed at the first.\n"
-        "Registers are per thread, shared memory and spills in bytes, instructions static.\n\n" + table(results) + "\n"
+        "Registers are per thread, shared memory and spills in bytes, instructions static; uniform: those that move\n"
+        "addresses through the scalar registers.\n\n" + table(results) + "\n"
     )
 
 

@@ -6,7 +6,7 @@ The interpreter must be chosen before triton is imported, which tests/conftest.p
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from test_selective_scan import NAMES, assert_close, cases, make_inputs, run
+from test_selective_scan import NAMES, assert_close, cases, make_inputs, make_order, run
 
 pytest.importorskip("triton")
 from visionssm.ops import selective_scan, triton_support  # noqa: E402
@@ -79,7 +79,21 @@ def test_routes_of_one_program(monkeypatch, N, k, routes, kind, dtype):
 @pytest.mark.parametrize("kind", ["permutation", "padded", "several"])
 def test_blocks_of_one_program(monkeypatch, d, span, kind):
     monkeypatch.setattr(config, "blocks_per_program", lambda *_: span)
-    compare(seed=20, b=1, L=9, T=10, k=2, d=d, N=16, kind=kind)
+    compare(seed=20, b=1, L=9, T=10, k=2, d=d, N=17, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["permutation", "padded", "several"])
+def test_many_states(kind):
+    """In tiles: more of them than a lane holds."""
+    compare(seed=25, b=1, L=9, T=10, k=2, d=3, N=18, rank=3, kind=kind, out="step", index="step")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nan_in_the_step_size_reaches_the_output(dtype):
+    args, options = make_inputs(26, b=1, L=6, k=1, d=3, N=1, dtype=dtype)
+    args["delta"][0, 2, 0, 1] = float("nan")
+    y = selective_scan(**{n: on_device(x) for n, x in args.items()}, **options, backend="triton")
+    assert y[0, 2, 1].isnan() and not y[0, :, 0].isnan().any()
 
 
 @pytest.mark.parametrize("u_index", ["token", "step"])
@@ -132,12 +146,64 @@ def test_channels_and_states_that_fill_no_block(d, N):
     compare(seed=6, b=1, L=5, k=1, d=d, N=N)
 
 
-@pytest.mark.parametrize("kind", ["permutation", "padded"])
-@pytest.mark.parametrize("index", ["token", "step"])
-def test_gradients_of_a_low_rank_inside(monkeypatch, kind, index):
-    """Exactly, which bfloat16, for which it is done, could not show."""
-    monkeypatch.setattr(config, "ranks_inside", lambda states, rank, dtype: True)
-    compare(seed=17, b=1, L=9, T=10, k=2, d=35, N=1, rank=3, kind=kind, index=index)
+@pytest.mark.parametrize(
+    ("N", "rank", "dtype", "kind", "index", "word"),
+    [
+        (1, 3, torch.float32, "permutation", "token", 1),
+        (1, 2, torch.bfloat16, "padded", "token", 2),
+        (2, 2, torch.float16, "permutation", "token", 2),
+        (4, 4, torch.float32, "padded", "token", 2),
+        (4, 4, torch.bfloat16, "padded", "step", 4),
+    ],
+)
+def test_rows_that_lie_one_after_the_other(monkeypatch, N, rank, dtype, kind, index, word):
+    """Step size, B and C as one projection leaves them: one address, and as few loads as they are aligned for."""
+    seen = []
+    choose = launch._word
+    monkeypatch.setattr(launch, "_word", lambda *a: seen.append((a[2], choose(*a))) or seen[-1][1])
+    g = torch.Generator().manual_seed(0)
+    L, T, k, d = 9, 10, 2, 5
+    order = make_order(kind, k, L, T, g)
+    u = torch.randn(1, L, d, generator=g).to(dtype)
+    rows = torch.randn(1, order.shape[1] if index == "step" else L, k, rank + 2 * N, generator=g).to(dtype)
+    A, weight = -torch.rand(k, d, N, generator=g) - 0.1, torch.randn(k, d, rank, generator=g)
+
+    def scan(u, rows, A, weight, order, backend):
+        leaves = [x.detach().requires_grad_() for x in (u, rows, A, weight)]
+        delta, B, C = leaves[1].split([rank, N, N], -1)
+        y = selective_scan(
+            leaves[0], delta, leaves[2], B, C, dt_weight=leaves[3], order=order, index=index, backend=backend
+        )
+        return y, *torch.autograd.grad(y.double().square().sum(), leaves)
+
+    tensors = u, rows, A, weight
+    expected = scan(*(x.double() for x in tensors), order, "reference")
+    actual = scan(*map(on_device, (*tensors, order)), "triton")
+    assert set(seen) == {(True, word)}
+    for a, e in zip(actual, expected, strict=True):
+        tolerance = TOLERANCE[dtype] * (2 if dtype == torch.bfloat16 else 1)
+        torch.testing.assert_close(a.double().cpu(), e, rtol=tolerance, atol=tolerance * e.abs().max().item())
+
+
+@pytest.mark.parametrize("walk", [1, 2])
+@pytest.mark.parametrize("kind", ["raster", "padded"])
+def test_rows_fetched_ahead(monkeypatch, kind, walk):
+    monkeypatch.setattr(config, "prefetch", lambda *_: True)
+    monkeypatch.setattr(config, "routes_per_program", lambda *_: walk)
+    compare(seed=24, b=1, L=35, T=36, k=2, d=3, N=1, rank=2, kind=kind, shared=("u",))
+
+
+def test_words_are_taken_where_rows_are_aligned():
+    rows = torch.zeros(2, 3, 2, 12, dtype=torch.bfloat16)
+    delta, B, C = rows.split([4, 4, 4], -1)
+    assert launch._joined(delta, B, C) and launch._word(B, C, True) == 4
+    assert launch._word(B, C, False) == 4 and launch._word(rows[..., 2:6], rows[..., 6:10], False) == 2
+    assert launch._word(rows[..., 1:5], C, False) == 1
+    assert not launch._joined(delta, C, B) and not launch._joined(delta, B, C.float())
+    rows = torch.zeros(2, 3, 2, 7, dtype=torch.bfloat16)
+    delta, B, C = rows.split([5, 1, 1], -1)
+    assert launch._joined(delta, B, C) and launch._word(B, C, True) == 1
+    assert launch._alignment(delta) == 7 % 2
 
 
 @pytest.mark.parametrize("rank", [1, 16, 17])
@@ -281,7 +347,8 @@ def test_what_a_table_is_found_to_do():
 
 
 @pytest.mark.parametrize(
-    ("programs", "steps", "expected"), [(10000, 3136, 1), (24, 66800, 33), (8, 3136, 12), (8, 100, 1)]
+    ("programs", "steps", "expected"),
+    [(10000, 3136, 1), (528, 3136, 4), (529, 3136, 1), (24, 66800, 88), (144, 784, 12), (12, 196, 3), (8, 100, 1)],
 )
 def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
     assert config.segments(programs, 1, steps, 132) == expected
@@ -289,7 +356,7 @@ def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
 
 @pytest.mark.parametrize(
     ("routes", "channels", "programs", "expected"),
-    [(4, 96, 1536, 2), (4, 96, 4096, 4), (3, 96, 2112, 3), (4, 96, 600, 1), (4, 87, 4096, 1)],
+    [(4, 96, 1536, 1), (4, 96, 4224, 2), (4, 96, 8448, 4), (3, 96, 6336, 3), (4, 87, 8448, 1)],
 )
 def test_programs_walk_several_routes_where_programs_are_many(routes, channels, programs, expected):
     assert config.routes_per_program(routes, channels, programs, 1, 132) == expected
@@ -297,15 +364,31 @@ def test_programs_walk_several_routes_where_programs_are_many(routes, channels, 
 
 @pytest.mark.parametrize(
     ("states", "rank", "programs", "expected"),
-    [(16, 6, 6144, 6), (16, 6, 12288, 12), (16, 24, 12288, 1), (1, 6, 12288, 1), (16, 0, 12, 1)],
+    [(32, 6, 12 * 2112, 12), (32, 6, 6 * 2112, 6), (32, 24, 12 * 2112, 1), (1, 6, 12 * 2112, 1), (32, 0, 12, 1)],
 )
 def test_programs_walk_several_blocks_where_programs_are_many(states, rank, programs, expected):
     assert config.blocks_per_program(12, states, rank, programs, 1, 132) == expected
 
 
-@pytest.mark.parametrize(("channels", "expected"), [(16, 32), (64, 64), (96, 32), (106, 64), (192, 64)])
+@pytest.mark.parametrize(("channels", "expected"), [(16, 32), (64, 64), (96, 64), (106, 64), (192, 64)])
 def test_block_with_the_least_work(channels, expected):
     assert config.forward_blocks(channels, 1, 6, torch.bfloat16).channels == expected
+
+
+@pytest.mark.parametrize("states", [1, 16])
+def test_no_lane_is_idle_by_rule_where_warps_are_wider(monkeypatch, states):
+    """AMD's warps have 64 lanes."""
+    monkeypatch.setattr(config, "LANES", 64)
+    for dtype in TOLERANCE:
+        for blocks in (config.forward_blocks, config.backward_blocks):
+            assert blocks(96, states, 12, dtype).channels >= 64
+
+
+@pytest.mark.parametrize(("programs", "walk", "expected"), [(1024, 1, True), (1536, 1, False), (1024, 2, False)])
+def test_rows_are_fetched_ahead_where_warps_are_few(programs, walk, expected):
+    blocks = config.Blocks(64, 16, 1)
+    assert config.prefetch(1, blocks, programs, walk, 132) is expected
+    assert not config.prefetch(16, blocks, programs, walk, 132)
 
 
 def test_doubles_are_refused():

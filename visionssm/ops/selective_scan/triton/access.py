@@ -70,11 +70,12 @@ def load_rank_tile(
     steps,
     RANK: tl.constexpr,
     RANKS: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BY_STEP: tl.constexpr,
     PADDED: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Sixteen rows of a low-rank delta from step t0 on, (16, RANKS)."""
+    """Sixteen rows of a low-rank delta from step t0 on, (16, RANKS); rows are ALIGNED elements apart or multiples."""
     r = tl.arange(0, RANKS)
     t = t0 + tl.arange(0, 16)
     if order is not None and not BY_STEP:
@@ -82,11 +83,95 @@ def load_rank_tile(
     else:
         t = tl.minimum(t, steps - 1)
         token = t
-    at = delta + row_offset(token, t, stride, BY_STEP, WIDE)[:, None] + r[None, :]
+    row = tl.multiple_of(row_offset(token, t, stride, BY_STEP, WIDE), ALIGNED)
+    at = delta + row[:, None] + r[None, :]
     mask = (r < RANK)[None, :]
     if PADDED and not BY_STEP:
         mask = mask & (token >= 0)[:, None]
     return tl.load(at, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_raw(
+    delta,
+    channel,
+    stride,
+    order,
+    mask,
+    tokens,
+    t0,
+    steps,
+    RANK: tl.constexpr,
+    RANKS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """What `logits` makes step sizes from: a tile of a low-rank delta, or the rows of a full one."""
+    if RANK > 0:
+        raw = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE)
+    else:
+        raw = load_rows(delta + channel, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
+    return raw
+
+
+@triton.jit
+def logits(raw, weight, bias, COUNT: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr):
+    """Raw step sizes with bias, z / ln 2, of COUNT steps; `weight` is a low-rank delta's (RANKS, channels)."""
+    if RANK > 0:
+        raw = rows(tl.dot(raw, weight, input_precision=PRECISION), COUNT)
+    z = ()
+    for i in tl.static_range(COUNT):
+        z = z + (raw[i].to(tl.float32) * LOG2E + bias,)
+    return z
+
+
+@triton.jit
+def load_words(
+    x,
+    stride,
+    tokens,
+    t0,
+    steps,
+    COUNT: tl.constexpr,
+    WORD: tl.constexpr,
+    BY_STEP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """COUNT elements of each step's row from x on, the same for all lanes, in words of WORD elements."""
+    BITS: tl.constexpr = WORD * x.dtype.element_ty.primitive_bitwidth
+    values = ()
+    for i in tl.static_range(len(tokens)):
+        row = x + row_offset(tokens[i], tl.minimum(t0 + i, steps - 1), stride, BY_STEP, WIDE)
+        if WORD > 1:  # before the words are counted, so that they lie at fixed distances of one address
+            row = row.to(tl.pointer_type(tl.int32 if BITS == 32 else tl.int64))
+        words = ()
+        for k in tl.static_range(COUNT // WORD):
+            at = row + k
+            if PADDED and not BY_STEP:
+                words = words + (tl.load(at, mask=tokens[i] >= 0, other=0),)
+            else:
+                words = words + (tl.load(at),)
+        values = values + (words,)
+    return values
+
+
+@triton.jit
+def element(words, i: tl.constexpr, WORD: tl.constexpr, DTYPE: tl.constexpr):
+    """The i-th element of a row of words, in float32."""
+    word = words[i // WORD]
+    if WORD == 1:
+        value = word.to(tl.float32)
+    elif DTYPE == tl.bfloat16:  # the upper half of a float32
+        half = (word >> 32 if i % WORD >= 2 else word).to(tl.int32)
+        value = (half & -65536 if i % 2 else half << 16).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:
+        value = (word >> i % WORD * 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        value = (word >> i % WORD * 32).to(tl.int32).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit
@@ -108,13 +193,6 @@ def load_logits(
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Raw step sizes with bias, z / ln 2, of the turn; `weight` is the (RANKS, channels) tile of a low-rank delta."""
-    if RANK > 0:
-        tile = load_rank_tile(delta, stride, order, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
-        raw = rows(tl.dot(tile, weight, input_precision=PRECISION), len(tokens))
-    else:
-        raw = load_rows(delta + channel, stride, tokens, t0, steps, mask, BY_STEP, PADDED, WIDE)
-    z = ()
-    for i in tl.static_range(len(tokens)):
-        z = z + (raw[i].to(tl.float32) * LOG2E + bias,)
-    return z
+    """`logits` of the rows of the turn's steps."""
+    raw = load_raw(delta, channel, stride, order, mask, tokens, t0, steps, RANK, RANKS, 1, BY_STEP, PADDED, WIDE)
+    return logits(raw, weight, bias, len(tokens), RANK, PRECISION)

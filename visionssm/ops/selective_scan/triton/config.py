@@ -10,10 +10,13 @@ import torch
 
 CHUNK_SINGLE = 8  # steps between two saved states with one state per channel: half a byte per element and route
 CHUNK_MULTI = 64  # with several: N / 16 bytes
-SEGMENT = 256  # a sequence is not split into segments shorter than this
-_WARPS_PER_SM = 6  # what the scan needs to hide the latency of its loads at half rate
-_WALKING_WARPS_PER_SM = 4  # the least that programs of several routes may leave
-_INSTRUCTIONS = {32: 44, 64: 33}  # per step and channel, by channels of a program with one state each
+LANES = 64 if torch.version.hip else 32  # threads of a warp; fewer channels would leave some idle
+WARPS_PER_SM = 16  # up to which more warps hide more of the loads' latency; registers leave room for 8 to 19
+SEGMENT = 128  # a sequence is not split into segments shorter than this
+SHORT_SEGMENT = 64  # nor, where there would be fewer than two warps for a multiprocessor, than this
+# instructions per step and channel, by channels of a program with one state each
+_FORWARD = {32: 39, 64: 27}
+_BACKWARD = {32: 80, 64: 61}  # 83 counted, but with 16 warps on a multiprocessor where 64 channels leave room for 8
 
 
 class Blocks(NamedTuple):
@@ -22,49 +25,56 @@ class Blocks(NamedTuple):
     warps: int
 
 
+def in_lanes(states: int) -> bool:
+    """Whether a lane holds all states of its channel; else the states of some channels form a tile."""
+    return states <= 16
+
+
 def chunk(states: int) -> int:
     """Steps between two saved states."""
     return CHUNK_SINGLE if states == 1 else CHUNK_MULTI
 
 
 def forward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -> Blocks:
-    """Blocks of the forward scan; `states` is a power of two, `dtype` that of the products of a low-rank delta."""
+    """Blocks of the forward scan; `dtype` is that of the products of a low-rank delta."""
     half = dtype.itemsize == 2
     if states == 1:
         wide = half and channels % 128 == 0 and channels >= 384 and rank <= 32
-        return Blocks(128 if wide else 32 if not half and rank > 8 else _least_work(channels), 16, 1)
-    block = min(64, max(16, (1024 if half else 512 if rank <= 32 else 256) // states))
-    return Blocks(_cut(channels, block), 8 if states <= 16 else 4, 1)
+        return Blocks(128 if wide else LANES if not half and rank > 8 else _least_work(channels, _FORWARD), 16, 1)
+    if in_lanes(states):
+        return Blocks(64 if half and channels % 64 == 0 else LANES, 4, 1)
+    block = min(64, max(16, (1024 if half else 512 if rank <= 32 else 256) // (1 << (states - 1).bit_length())))
+    return Blocks(_cut(channels, block), 4, 1)
 
 
-def forward_turn(blocks: Blocks, states: int, walk: int) -> int:
-    """Steps of a turn where programs walk `walk` routes: sums of earlier routes leave no registers for eight."""
-    return 4 if walk > 1 and states > 8 else blocks.turn
+def prefetch(states: int, blocks: Blocks, programs: int, walk: int, multiprocessors: int) -> bool:
+    """Whether the forward scan fetches the next turn's rows before it scans this one's.
+
+    Worth its registers, with which eight warps fit on a multiprocessor, where there are no more.
+    """
+    return walk == 1 and states == 1 and blocks.channels <= 64 and programs <= 8 * multiprocessors
 
 
 def backward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -> Blocks:
     """Blocks of the backward scan: a turn's states are kept in registers, so turns are shorter."""
     if states == 1:
-        small = ranks_inside(states, rank, dtype) or (dtype.itemsize > 2 and rank > 16)  # else registers spill
-        return Blocks(32 if small else _least_work(channels), 8, 1)
-    return Blocks(_cut(channels, min(64, max(16, 256 // states))), 4, 1)
-
-
-def ranks_inside(states: int, rank: int, dtype: torch.dtype) -> bool:
-    """Whether the backward scan also takes the gradients of a low-rank delta and its weight.
-
-    Else it writes the gradient of the raw step size, and two matrix products read it: where the channel blocks' shares
-    would be larger than that, or where products in float32 would cost more than they save.
-    """
-    return states == 1 and 0 < rank <= 16 and dtype == torch.bfloat16
+        small = dtype.itemsize > 2 and rank > 16  # else registers spill
+        return Blocks(LANES if small else _least_work(channels, _BACKWARD), 8, 1)
+    if in_lanes(states):
+        return Blocks(LANES, 4, 1)
+    return Blocks(16, 4, 1)
 
 
 def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int:
-    """Parts to split a sequence into, so that the warps fill the device; 1 where they do, or where it is too short."""
-    have, want = programs * warps, _WARPS_PER_SM * multiprocessors
-    if 2 * have >= want:
+    """Parts to split a sequence into, so that the warps fill the device; 1 where they do, or where it is too short.
+
+    A split is worth a second pass only where it makes at least four times the warps.
+    """
+    have, want = programs * warps, WARPS_PER_SM * multiprocessors
+    if 4 * have > want:
         return 1
-    return max(1, min(want // have, steps // SEGMENT))
+    shortest = SHORT_SEGMENT if have < 2 * multiprocessors else SEGMENT
+    return max(1, min(want // have, steps // shortest))
 
 
 def routes_per_program(routes: int, channels: int, programs: int, warps: int, multiprocessors: int) -> int:
@@ -99,13 +109,14 @@ def _cuda_multiprocessors(index: int | None) -> int:
 
 def _walk(parts: int, programs: int, warps: int, multiprocessors: int) -> int:
     """The largest divisor of `parts` by which programs may become fewer."""
-    have, want = programs * warps, _WALKING_WARPS_PER_SM * multiprocessors
+    have, want = programs * warps, WARPS_PER_SM * multiprocessors
     return max((n for n in range(1, parts + 1) if parts % n == 0 and have // n >= want), default=1)
 
 
-def _least_work(channels: int) -> int:
+def _least_work(channels: int, instructions: dict[int, int]) -> int:
     """The block with the fewest instructions in all, idle lanes included; the smaller of equals, for more warps."""
-    return min(_INSTRUCTIONS, key=lambda block: -(-channels // block) * block * _INSTRUCTIONS[block])
+    blocks = [block for block in instructions if block >= LANES]
+    return min(blocks, key=lambda block: -(-channels // block) * block * instructions[block])
 
 
 def _cut(channels: int, block: int) -> int:

@@ -1,14 +1,16 @@
 """The host's side: strides, buffers, grids; same functions as the portable implementation."""
 
+import math
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from ..contract import Scan
 from . import config
-from .merge import gather_sum_kernel, merge_routes_kernel
+from .lanes_backward import lanes_bwd_kernel
+from .lanes_forward import lanes_fwd_kernel
+from .merge import gather_sum_kernel, merge_routes_kernel, sum_shares_kernel
 from .scan_backward import selective_scan_bwd_kernel
 from .scan_forward import selective_scan_fwd_kernel
 from .split import join_segments_kernel
@@ -22,9 +24,10 @@ def forward(scan: Scan, save: bool = False) -> tuple[Tensor, Tensor | None, Tens
 
 
 def states_shape(scan: Scan) -> tuple[int, ...]:
-    """Shape of the states that `forward` saves: (b, K, chunks, d, N)."""
+    """Shape of the states that `forward` saves: (b, K, chunks, N, d), with many states (b, K, chunks, d, N)."""
     chunks = -(-scan.steps // config.chunk(scan.states))
-    return scan.batch, scan.routes, chunks, scan.channels, scan.states
+    widths = (scan.states, scan.channels) if config.in_lanes(scan.states) else (scan.channels, scan.states)
+    return scan.batch, scan.routes, chunks, *widths
 
 
 def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
@@ -39,7 +42,9 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
     u = _dense(scan.u)
     gather = scan.out != "step" and use is not None and use.repeats
     arguments = _arguments(scan, u, use)
-    blocks = config.forward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
+    lanes = config.in_lanes(scan.states)
+    kernel = lanes_fwd_kernel if lanes else selective_scan_fwd_kernel
+    blocks = config.forward_blocks(d, scan.states, arguments["RANK"], scan.delta.dtype)
     grid = _grid(scan, blocks, walk=scan.out == "sum" and not gather)
     groups = K // grid.walk
     # float16 could overflow before the sum
@@ -64,7 +69,7 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
         segments=grid.segments,
         segment_steps=grid.segment_steps,
         BLOCK=blocks.channels,
-        TURN=config.forward_turn(blocks, scan.states, grid.walk),
+        TURN=blocks.turn,
         WALK=grid.walk,
         CHUNK=config.chunk(scan.states),
         chunks=states_shape(scan)[2],
@@ -74,18 +79,19 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
         out_k=y.stride(2),
         OUT_BY_STEP=by_step,
     )
+    if lanes:
+        arguments |= dict(
+            OUT_LIKE_U=y.stride(1) == u.stride(1) and not by_step and not scan.u_by_step,
+            PREFETCH=config.prefetch(scan.states, blocks, grid.programs, grid.walk, config.multiprocessors(u.device)),
+        )
     programs = (grid.programs,)
     initial = entries = None if scan.initial_state is None else scan.initial_state.contiguous()
     last = u.new_empty(scan.state_shape, dtype=torch.float32) if scan.last_state else None
     if grid.segments > 1:
         entries, sums = _ends(scan, grid.segments)
-        selective_scan_fwd_kernel[programs](
-            out=None, states=None, ends=entries, sums=sums, entries=None, last_state=None, **arguments
-        )
+        kernel[programs](out=None, states=None, ends=entries, sums=sums, entries=None, last_state=None, **arguments)
         _join(entries, sums, initial, scan, grid.segments, reverse=False)
-    selective_scan_fwd_kernel[programs](
-        out=y, states=states, ends=None, sums=None, entries=entries, last_state=last, **arguments
-    )
+    kernel[programs](out=y, states=states, ends=None, sums=None, entries=entries, last_state=last, **arguments)
 
     if gather:
         out = _gather(y, table_visits(scan.order, L, scan.out == "sum"), scan.out_dtype).view(scan.out_shape)
@@ -102,9 +108,11 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
     full, repeats = use is None or use.full, use is not None and use.repeats
     u, grad = _dense(scan.u), _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
     arguments = _arguments(scan, u, use)
-    blocks = config.backward_blocks(d, arguments["STATES"], arguments["RANK"], scan.delta.dtype)
+    lanes = config.in_lanes(n)
+    kernel = lanes_bwd_kernel if lanes else selective_scan_bwd_kernel
+    blocks = config.backward_blocks(d, n, arguments["RANK"], scan.delta.dtype)
     # with several states the registers are full without sums of earlier routes
-    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=True)
+    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=not lanes)
     programs, segments, groups = (grid.programs,), grid.segments, K // grid.walk
     chunk, count = config.chunk(n), -(-d // blocks.channels) // grid.span
     du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
@@ -121,22 +129,19 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         rows=rows,
         BLOCK=blocks.channels,
         TURN=blocks.turn,
-        WALK=grid.walk,
-        SPAN=grid.span,
         CHUNK=chunk,
         num_warps=blocks.warps,
         GRAD_BY_STEP=scan.out == "step",
         DU_BY_STEP=du_by_step,
         DX_BY_STEP=dx_by_step,
         WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
-        # a gradient may lie outside float16's range
-        GRADIENT_DTYPE=tl.bfloat16 if scan.delta.dtype == torch.bfloat16 else tl.float32,
     )
-    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dweight", "dA", "dD", "dbias", "dinitial"))
+    arguments |= dict(WALK=grid.walk) if lanes else dict(SPAN=grid.span)
+    nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dA", "dD", "dbias", "dinitial"))
     grad_last = entries = None if grad_last is None else grad_last.contiguous()
     if segments > 1:
         entries, sums = _ends(scan, segments)
-        selective_scan_bwd_kernel[programs](ends=entries, sums=sums, entries=None, **nothing, **arguments)
+        kernel[programs](ends=entries, sums=sums, entries=None, **nothing, **arguments)
         _join(entries, sums, grad_last, scan, segments, reverse=True)
 
     def partial(*shape: int) -> Tensor:
@@ -144,19 +149,16 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
 
     scratch = None
     if chunk > blocks.turn:
-        scratch = partial(grid.programs, chunk // blocks.turn, blocks.channels, arguments["STATES"])
+        scratch = partial(grid.programs, chunk // blocks.turn, blocks.channels, _power_of_two(n))
     du = _buffer((b, du_rows, groups, d), full or du_by_step, u, _wide(scan.u.dtype))
-    rank = arguments["RANK"]
-    inside = config.ranks_inside(n, rank, scan.delta.dtype)
-    dz = None if inside else _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
-    dweight = partial(b, K, segments, d, rank) if inside else None
-    widths = (n, 0 if scan.C is None else n, rank if inside else 0)
+    dz = _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
+    widths = (n, 0 if scan.C is None else n)
     shares = _buffer((b, rows, K, count, sum(widths)), full or dx_by_step, u, torch.float32)
     dA = partial(b, K, segments, d, n)
     dD = None if scan.D is None else partial(b, K, segments, d)
     dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
     dinitial = None if scan.initial_state is None else partial(*scan.state_shape)
-    selective_scan_bwd_kernel[programs](
+    kernel[programs](
         states=states,
         scratch=scratch,
         ends=None,
@@ -165,7 +167,6 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         du=du,
         dz=dz,
         shares=shares,
-        dweight=dweight,
         dA=dA,
         dD=dD,
         dbias=dbias,
@@ -180,11 +181,14 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
             return _gather(x, table_visits(scan.order, L, shared), like.dtype).view(b, L, -1, *x.shape[3:])
         return _merge(x, like.dtype) if shared and x.shape[2] > 1 else x.to(like.dtype)
 
-    dB, dC, dranks = (shares.sum(3) if count > 1 else shares.squeeze(3)).split(widths, -1)
-    if inside:
-        ddelta = by_storage(dranks.contiguous(), scan.delta, scan.by_step)
-        dweight = _sum_images(dweight, scan.dt_weight).to(scan.dt_weight.dtype)
-    elif rank:
+    if scan.C is None or min(scan.B.shape[2], scan.C.shape[2]) < K or (repeats and not scan.by_step):
+        dB, dC = (shares.sum(3) if count > 1 else shares.squeeze(3)).split(widths, -1)
+        dB = by_storage(dB.contiguous(), scan.B, scan.by_step)
+        dC = None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step)
+    else:
+        dB, dC = _sum_shares(shares, scan.B, scan.C)
+    dweight = None
+    if scan.dt_weight is not None:
         ddelta, dweight = _low_rank(by_storage(dz, dz, scan.by_step), scan)
     else:
         ddelta = by_storage(dz, scan.delta, scan.by_step)
@@ -192,8 +196,8 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         by_storage(du, scan.u, scan.u_by_step),
         ddelta,
         _sum_images(dA, scan.A),
-        by_storage(dB.contiguous(), scan.B, scan.by_step),
-        None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step),
+        dB,
+        dC,
         _sum_images(dD, scan.D),
         _sum_images(dbias, scan.delta_bias),
         dweight,
@@ -226,7 +230,6 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
         steps=scan.steps,
         CHANNELS=scan.channels,
         N=scan.states,
-        STATES=_power_of_two(scan.states),
         RANK=rank,
         RANKS=max(16, _power_of_two(rank)),
         U_BY_STEP=scan.u_by_step,
@@ -240,7 +243,42 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
     for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C)):
         strides = (0, 0, 0) if x is None else (x.stride(0), x.stride(1), _route_stride(x, 2))
         arguments |= {name: x} | dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
+    if config.in_lanes(scan.states):
+        joined = _joined(delta, B, C)
+        arguments |= dict(JOINED=joined, WORD=_word(B, C, joined), ALIGNED=_alignment(delta))
+    else:
+        arguments |= dict(STATES=_power_of_two(scan.states))
     return arguments
+
+
+def _joined(delta: Tensor, B: Tensor, C: Tensor | None) -> bool:
+    """Whether the rows of delta, B and C lie one after the other, as one projection writes them."""
+    at, n = delta.data_ptr() + delta.shape[3] * delta.element_size(), B.shape[3] * B.element_size()
+    for i, x in enumerate((B,) if C is None else (B, C)):
+        if x.dtype != delta.dtype or x.shape[2] != delta.shape[2] or x.data_ptr() != at + i * n:
+            return False
+        if any(size > 1 and a != b for size, a, b in zip(x.shape[:3], x.stride(), delta.stride(), strict=False)):
+            return False
+    return True
+
+
+def _word(B: Tensor, C: Tensor | None, joined: bool) -> int:
+    """Elements of B and C that one aligned load of at most 64 bits may read."""
+    count = B.shape[3] * (2 if joined and C is not None else 1)
+    size = B.element_size()
+    tensors = (B,) if C is None or joined else (B, C)
+    for word in (8 // size, 4 // size):
+        if word > 1 and count % word == 0:
+            steps = (t.stride(i) for t in tensors for i in range(3) if t.shape[i] > 1)
+            if all(step % word == 0 for step in steps) and all(t.data_ptr() % (word * size) == 0 for t in tensors):
+                return word
+    return 1
+
+
+def _alignment(x: Tensor) -> int:
+    """Elements, at most 16 bytes of them, of which all distances between rows are multiples."""
+    strides = [x.stride(i) for i in range(3) if x.shape[i] > 1]
+    return math.gcd(16 // x.element_size(), *strides)
 
 
 def _wide_offsets(scan: Scan) -> bool:
@@ -367,6 +405,18 @@ def _gather(x: Tensor, visits: Visits, dtype: torch.dtype) -> Tensor:
     block = min(256, max(16, _power_of_two(c)))
     gather_sum_kernel[(bins, b, -(-c // block))](x, out, visits.start, visits.index, T * K, bins, c, block, num_warps=1)
     return out
+
+
+def _sum_shares(shares: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of B and C from shares (b, S, K, count, 2 N), which are summed over the blocks of channels."""
+    b, S, K, count, width = shares.shape
+    dB, dC = (shares.new_empty((b, S, K, width // 2), dtype=t.dtype) for t in (B, C))
+    columns = _power_of_two(width)
+    rows = max(1, 1024 // columns)
+    sum_shares_kernel[(-(-b * S * K // rows),)](
+        shares, dB, dC, b * S * K, count, width // 2, rows, columns, num_warps=4
+    )
+    return dB, dC
 
 
 # --- gradients of parameters ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Device functions: logarithms to base two, softplus, tiles cut into rows and put together again.
+"""Device functions: logarithms to base two, softplus, tiles cut into rows, sums over lanes.
 
 The kernels keep step sizes in units of ln 2: with l = log2(1 + e^z), delta = l ln 2 and the decay e^(delta A) is
 2^(l A), so that every exponential is one instruction.
@@ -100,17 +100,27 @@ def rows(x, COUNT: tl.constexpr):
 
 
 @triton.jit
-def columns4(a, b, c, d):
-    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (a.shape[0], 4))
+def lane_sums(x, STEP: tl.constexpr = 1):
+    """Sums of the vectors of x, 1, 2, 4, ... or 32 of them: element i of the result, of 32, is that of x[i % len(x)].
+
+    An exchange between lanes halves the vectors: each lane keeps its part of one of two and gives away the other's.
+    """
+    lane = tl.arange(0, 32)
+    if STEP == 32:
+        total = x[0]
+    elif len(x) == 1:
+        total = lane_sums((x[0] + tl.gather(x[0], lane ^ STEP, 0),), STEP * 2)
+    else:
+        halved = ()
+        for i in tl.static_range(len(x) // 2):
+            upper = (lane & STEP) != 0
+            given = tl.where(upper, x[2 * i], x[2 * i + 1])
+            halved = halved + (tl.where(upper, x[2 * i + 1], x[2 * i]) + tl.gather(given, lane ^ STEP, 0),)
+        total = lane_sums(halved, STEP * 2)
+    return total
 
 
 @triton.jit
-def columns8(a, b, c, d, e, f, g, h):
-    return tl.reshape(tl.join(columns4(a, c, e, g), columns4(b, d, f, h)), (a.shape[0], 8))
-
-
-@triton.jit
-def columns(x):
-    """A tile of sixteen columns: the eight vectors of x, and eight of zero."""
-    tile = columns8(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
-    return tl.reshape(tl.permute(tl.join(tile, tl.zeros_like(tile)), (0, 2, 1)), (x[0].shape[0], 16))
+def fold(x):
+    """x, of a multiple of 32 elements, added up to 32."""
+    return x if x.shape[0] == 32 else tl.sum(tl.reshape(x, (32, x.shape[0] // 32)), 1)

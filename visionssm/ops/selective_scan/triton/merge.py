@@ -1,4 +1,4 @@
-"""Sums over the routes, and over the steps that visit a token."""
+"""Sums over the routes, over blocks of channels, and over the steps that visit a token."""
 
 import triton
 import triton.language as tl
@@ -57,3 +57,27 @@ def gather_sum_kernel(x, out, start, index, rows, bins, CHANNELS: tl.constexpr, 
         row = image * rows + tl.load(index + j)
         total += tl.load(x + row * CHANNELS + channel, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + (image * bins + bin) * CHANNELS + channel, total, mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_shares_kernel(
+    shares,
+    dB,
+    dC,
+    rows,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """dB and dC (rows, N) from shares (rows, COUNT, 2 N), in float32 and in the order of the shares."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    known = (row < rows)[:, None]
+    at = shares + row[:, None] * (COUNT * 2 * N) + column[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for i in range(COUNT):
+        total += tl.load(at + i * 2 * N, mask=known & (column < 2 * N)[None, :], other=0.0)
+    tl.store(dB + row[:, None] * N + column[None, :], total, mask=known & (column < N)[None, :])
+    of_C = known & ((column >= N) & (column < 2 * N))[None, :]
+    tl.store(dC + row[:, None] * N + (column - N)[None, :], total, mask=of_C)

@@ -1,10 +1,10 @@
-"""The backward scan: states recomputed turn by turn from the saved ones, then walked down."""
+"""The backward scan with many states: recomputed turn by turn from the saved ones, then walked down."""
 
 import triton
 import triton.language as tl
 
-from .access import AHEAD, load_logits, load_rank_tile, load_rows, load_tokens, row_offset
-from .mathematics import LN2, LOG2E, advance, columns, softplus2
+from .access import AHEAD, load_logits, load_rows, load_tokens, row_offset
+from .mathematics import LN2, LOG2E, advance, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "du_rows", "rows"])
@@ -27,7 +27,6 @@ def selective_scan_bwd_kernel(
     du,
     dz,
     shares,
-    dweight,
     dA,
     dD,
     dbias,
@@ -65,7 +64,6 @@ def selective_scan_bwd_kernel(
     RANKS: tl.constexpr,
     BLOCK: tl.constexpr,
     TURN: tl.constexpr,
-    WALK: tl.constexpr,
     SPAN: tl.constexpr,
     CHUNK: tl.constexpr,
     GRAD_BY_STEP: tl.constexpr,
@@ -77,50 +75,40 @@ def selective_scan_bwd_kernel(
     WIDE: tl.constexpr,
     LOG: tl.constexpr,
     PRECISION: tl.constexpr,
-    GRADIENT_DTYPE: tl.constexpr,
 ):
     """Walk the turns of a segment from its last to its first.
 
-    A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u; or, with
-    several states, SPAN blocks of channels, and adds up what is summed over channels.
-    Written per group of routes: du (b, du_rows, K / WALK, CHANNELS);
-    per route: dz (b, rows, K, CHANNELS), the gradient of the raw step size;
+    A program walks SPAN blocks of channels one after the other, and adds up what is summed over channels.
+    Written per route: du (b, du_rows, K, CHANNELS) and dz (b, rows, K, CHANNELS), the gradient of the raw step size;
     per segment: dA, dD, dbias (b, K, segments, ...); per route and SPAN blocks, shares (b, rows, K, blocks / SPAN, ...)
-    of what is summed over channels: N gradients of B, with C N of C, with `dweight` RANK of a low-rank delta. With
-    `dweight` (per segment, for turns of eight steps) dz is not written. With `dinitial` (b, K, CHANNELS, N) the
+    of what is summed over channels: N gradients of B and N of C. With `dinitial` (b, K, CHANNELS, N) the
     gradient of the state before the first step. With `entries` that of the state after each segment is found there.
     With `ends`, the first pass over a split sequence, only what a segment, begun from zero, hands to the one before.
     `scratch` holds the states at the turns' starts within one chunk, where a chunk has several turns.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
-    SHARES: tl.constexpr = N + (0 if C is None else N) + (0 if dweight is None else RANK)
+    SHARES: tl.constexpr = 2 * N
     pid = tl.program_id(0)
-    groups = routes // WALK
-    group = pid % groups
+    route = pid % routes
     spans: tl.constexpr = blocks // SPAN
-    span = pid // groups % spans
-    segment = pid // (groups * spans) % segments
-    image = (pid // (groups * spans) // segments).to(tl.int64)
+    span = pid // routes % spans
+    segment = pid // (routes * spans) % segments
+    image = (pid // (routes * spans) // segments).to(tl.int64)
     n = tl.arange(0, STATES)
 
     grad += image * grad_b
     u += image * u_b
     delta += image * delta_b
     B += image * B_b
-    if C is not None:
-        C += image * C_b
+    C += image * C_b
     if ends is None:
-        du += (image * du_rows * groups + group) * CHANNELS
+        du += (image * du_rows * routes + route) * CHANNELS
         if CHUNK > TURN:
             scratch += pid.to(tl.int64) * (CHUNK // TURN) * BLOCK * STATES
-            if N == 1:
-                scratch_at = tl.arange(0, BLOCK)
-            else:
-                scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
+            scratch_at = tl.arange(0, BLOCK)[:, None] * STATES + n[None, :]
 
-    for walked in tl.range(0, WALK * SPAN, disable_licm=True):  # hoisting out of it would spill registers
-        route = group * WALK + walked // SPAN
-        channel = (span * SPAN + walked % SPAN) * BLOCK + tl.arange(0, BLOCK)
+    for walked in tl.range(0, SPAN, disable_licm=True):  # hoisting out of it would spill registers
+        channel = (span * SPAN + walked) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < CHANNELS
         mask = None if CHANNELS % BLOCK == 0 else inside
         scan = image * routes + route
@@ -130,28 +118,17 @@ def selective_scan_bwd_kernel(
         u_lanes = u + route * u_k + channel
         delta_rows = delta + route * delta_k
         B_lanes = B + route * B_k
-        C_lanes = None
-        if C is not None:
-            C_lanes = C + route * C_k
+        C_lanes = C + route * C_k
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
 
-        if N == 1:
-            a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
-            state_at = channel
-            state_mask = inside
-            n_at = 0
-            n_mask = None
-        else:
-            state_at = channel[:, None] * N + n[None, :]
-            B_lanes += n
-            if C is not None:
-                C_lanes += n
-            n_at = n
-            n_mask = None if N == STATES else n < N
-            state_mask = inside[:, None] & (n < N)[None, :]
-            a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
+        state_at = channel[:, None] * N + n[None, :]
+        B_lanes += n
+        C_lanes += n
+        n_mask = None if N == STATES else n < N
+        state_mask = inside[:, None] & (n < N)[None, :]
+        a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
         skip = 0.0
         if D is not None:
             skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
@@ -177,11 +154,8 @@ def selective_scan_bwd_kernel(
         bias_sum = tl.zeros((BLOCK,), tl.float32)
         if ends is None:
             du_lanes = du + channel
-            shares_at = shares + ((image * rows * routes + route) * spans + span) * SHARES + n_at
-            if dweight is None:
-                dz_at = dz + (image * rows * routes + route) * CHANNELS + channel
-            else:
-                weight_sum = tl.zeros((BLOCK, RANKS), tl.float32)
+            shares_at = shares + ((image * rows * routes + route) * spans + span) * SHARES + n
+            dz_at = dz + (image * rows * routes + route) * CHANNELS + channel
 
         first = segment * segment_steps
         turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
@@ -206,11 +180,8 @@ def selective_scan_bwd_kernel(
                 WIDE,
                 PRECISION,
             )
-            if dweight is not None:
-                ranks = load_rank_tile(delta_rows, delta_s, token_of, t0, steps, RANK, RANKS, BY_STEP, PADDED, WIDE)
             dys = load_rows(grad_lanes, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
-            if C is not None:
-                c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
+            c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
             l = ()
             dy = ()
             for i in tl.static_range(TURN):
@@ -222,21 +193,12 @@ def selective_scan_bwd_kernel(
 
             if ends is not None:
                 for i in tl.static_range(TURN - 1, -1, -1):
-                    if N > 1:
-                        g = s + dy[i].to(tl.float32)[:, None] * c[i].to(tl.float32)[None, :]
-                        s = tl.exp2(l[i][:, None] * a) * g
-                    elif C is not None:
-                        s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32) * c[i].to(tl.float32))
-                    else:
-                        s = tl.exp2(l[i] * a) * (s + dy[i].to(tl.float32))
+                    g = s + dy[i].to(tl.float32)[:, None] * c[i].to(tl.float32)[None, :]
+                    s = tl.exp2(l[i][:, None] * a) * g
                     total += l[i]
             else:
                 x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
                 b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
-                if WALK > 1:  # sums of the routes walked before
-                    earlier = load_rows(
-                        du_lanes, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP, PADDED, WIDE
-                    )
                 # the state before the turn
                 c0 = t0 // CHUNK * CHUNK
                 saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + state_at
@@ -281,7 +243,6 @@ def selective_scan_bwd_kernel(
                     if i < TURN - 1:
                         h = advance(h, l[i], x[i].to(tl.float32), b[i].to(tl.float32), a)
 
-                dzs = ()
                 for i in tl.static_range(TURN - 1, -1, -1):
                     t = t0 + i
                     live = t < steps
@@ -292,54 +253,36 @@ def selective_scan_bwd_kernel(
                     x_i = x[i].to(tl.float32)
                     dy_i = dy[i].to(tl.float32)
                     b_i = b[i].to(tl.float32)
-                    if C is not None:
-                        c_i = c[i].to(tl.float32)
+                    c_i = c[i].to(tl.float32)
                     share = shares_at + row_offset(tokens[i], t, routes * spans * SHARES, DX_BY_STEP, WIDE)
                     share_mask = live if BY_STEP else known
-                    if N > 1:
-                        share_mask = share_mask & (n < N)
-                        if SPAN > 1:  # sums of the blocks walked before
-                            earlier_mask = share_mask & (walked > 0)
-                            earlier_B = tl.load(share, mask=earlier_mask, other=0.0)
-                            earlier_C = tl.load(share + N, mask=earlier_mask, other=0.0)
-                    if N == 1:
-                        decay = tl.exp2(l[i] * a)
-                        kept = decay * before[i]  # a h_prev
-                        if C is None:
-                            g = dy_i + s
-                        else:
-                            g = dy_i * c_i + s
-                            tl.store(share + N, tl.sum((kept + step_delta * x_i * b_i) * dy_i, 0), mask=share_mask)
-                        q = g * b_i
-                        tl.store(share, tl.sum(g * step_delta * x_i, 0), mask=share_mask)
-                        gk = g * kept
-                        ddelta = gk * a + x_i * q
-                        a_sum += gk * step_delta
-                    else:
-                        decay = tl.exp2(l[i][:, None] * a)
-                        kept = decay * before[i]
-                        g = dy_i[:, None] * c_i[None, :] + s
-                        h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
-                        share_C = tl.sum(h * dy_i[:, None], 0)
-                        q = tl.sum(g * b_i[None, :], 1)
-                        share_B = tl.sum(g * (step_delta * x_i)[:, None], 0)
-                        if SPAN > 1:
-                            share_B += earlier_B
-                            share_C += earlier_C
-                        tl.store(share + N, share_C, mask=share_mask)
-                        tl.store(share, share_B, mask=share_mask)
-                        gk = g * kept
-                        ddelta = tl.sum(gk * a, 1) + x_i * q
-                        a_sum += gk * step_delta[:, None]
+                    share_mask = share_mask & (n < N)
+                    if SPAN > 1:  # sums of the blocks walked before
+                        earlier_mask = share_mask & (walked > 0)
+                        earlier_B = tl.load(share, mask=earlier_mask, other=0.0)
+                        earlier_C = tl.load(share + N, mask=earlier_mask, other=0.0)
+                    decay = tl.exp2(l[i][:, None] * a)
+                    kept = decay * before[i]
+                    g = dy_i[:, None] * c_i[None, :] + s
+                    h = kept + (step_delta * x_i)[:, None] * b_i[None, :]
+                    share_C = tl.sum(h * dy_i[:, None], 0)
+                    q = tl.sum(g * b_i[None, :], 1)
+                    share_B = tl.sum(g * (step_delta * x_i)[:, None], 0)
+                    if SPAN > 1:
+                        share_B += earlier_B
+                        share_C += earlier_C
+                    tl.store(share + N, share_C, mask=share_mask)
+                    tl.store(share, share_B, mask=share_mask)
+                    gk = g * kept
+                    ddelta = tl.sum(gk * a, 1) + x_i * q
+                    a_sum += gk * step_delta[:, None]
                     s = decay * g
                     dx = step_delta * q
                     if D is not None:
                         dx += skip * dy_i
                         d_sum += dy_i * x_i
-                    if WALK > 1:
-                        dx += earlier[i].to(tl.float32)
                     tl.store(
-                        du_lanes + row_offset(tokens[i], t, groups * CHANNELS, DU_BY_STEP, WIDE),
+                        du_lanes + row_offset(tokens[i], t, routes * CHANNELS, DU_BY_STEP, WIDE),
                         dx,
                         mask=inside & (live if U_BY_STEP else known),
                     )
@@ -351,28 +294,11 @@ def selective_scan_bwd_kernel(
                     else:
                         dzi = tl.where(live, ddelta * (1.0 - tl.exp2(-l[i])), 0.0)
                     bias_sum += dzi
-                    if dweight is None:
-                        tl.store(
-                            dz_at + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE),
-                            dzi,
-                            mask=inside & (live if BY_STEP else known),
-                        )
-                    else:
-                        dzs = (dzi,) + dzs
-
-                if dweight is not None:
-                    tile = columns(dzs).to(GRADIENT_DTYPE)
-                    weight_sum = tl.dot(tile, ranks.to(GRADIENT_DTYPE), weight_sum, input_precision=PRECISION)
-                    d_ranks = tl.dot(w.to(GRADIENT_DTYPE), tile, input_precision=PRECISION)
-                    t = t0 + tl.arange(0, 16)
-                    token = t
-                    if order is not None:
-                        token = tl.load(token_of + t)
-                    written = (tl.arange(0, 16) < TURN) & (t < steps)
-                    if PADDED and not BY_STEP:
-                        written = written & (token >= 0)
-                    at = row_offset(token, t, routes * spans * SHARES, DX_BY_STEP, WIDE)[None, :] + r[:, None]
-                    tl.store(shares_at + SHARES - RANK + at, d_ranks, mask=(r < RANK)[:, None] & written[None, :])
+                    tl.store(
+                        dz_at + row_offset(tokens[i], t, routes * CHANNELS, DX_BY_STEP, WIDE),
+                        dzi,
+                        mask=inside & (live if BY_STEP else known),
+                    )
 
         if ends is not None:
             tl.store(ends + per_scan * CHANNELS * N + state_at, s, mask=state_mask)
@@ -381,15 +307,9 @@ def selective_scan_bwd_kernel(
             tl.store(dA + per_scan * CHANNELS * N + state_at, a_sum, mask=state_mask)
             if D is not None:
                 tl.store(dD + per_scan * CHANNELS + channel, d_sum, mask=inside)
-            if dweight is not None:
-                tl.store(
-                    dweight + (per_scan * CHANNELS + channel[:, None]) * RANK + r[None, :],
-                    weight_sum,
-                    mask=inside[:, None] & (r < RANK)[None, :],
-                )
             if bias is not None:
                 tl.store(dbias + per_scan * CHANNELS + channel, bias_sum, mask=inside)
             if dinitial is not None:
                 tl.store(dinitial + scan * CHANNELS * N + state_at, s, mask=state_mask & (segment == 0))
-        if WALK * SPAN > 1:
+        if SPAN > 1:
             tl.debug_barrier()  # the next walk reads what this one wrote

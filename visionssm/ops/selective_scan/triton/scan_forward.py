@@ -1,4 +1,4 @@
-"""The forward scan: one program walks some channels of one or several routes of one image."""
+"""The forward scan with many states: one program walks a tile of channels and states of one or several routes."""
 
 import triton
 import triton.language as tl
@@ -75,7 +75,6 @@ def selective_scan_fwd_kernel(
     N). STATES, RANKS: N and RANK up to a power of two.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
-    WAITING: tl.constexpr = 8 if N == 1 else 1  # rows of sums waiting in registers
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
@@ -90,8 +89,7 @@ def selective_scan_fwd_kernel(
     u += image * u_b
     delta += image * delta_b
     B += image * B_b
-    if C is not None:
-        C += image * C_b
+    C += image * C_b
     if out is not None:
         out += image * out_b + group * out_k + channel
 
@@ -102,26 +100,17 @@ def selective_scan_fwd_kernel(
         u_lanes = u + route * u_k + channel
         delta_rows = delta + route * delta_k
         B_lanes = B + route * B_k
-        C_lanes = None
-        if C is not None:
-            C_lanes = C + route * C_k
+        C_lanes = C + route * C_k
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
 
-        if N == 1:
-            a = tl.load(A + route * A_k + channel, mask=inside, other=0.0)
-            state_at = channel
-            state_mask = inside
-            n_mask = None
-        else:
-            state_at = channel[:, None] * N + n[None, :]
-            B_lanes += n
-            if C is not None:
-                C_lanes += n
-            n_mask = None if N == STATES else n < N
-            state_mask = inside[:, None] & (n < N)[None, :]
-            a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
+        state_at = channel[:, None] * N + n[None, :]
+        B_lanes += n
+        C_lanes += n
+        n_mask = None if N == STATES else n < N
+        state_mask = inside[:, None] & (n < N)[None, :]
+        a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
         skip = 0.0
         if D is not None:
             skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
@@ -169,20 +158,13 @@ def selective_scan_fwd_kernel(
             )
             x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
             b = load_rows(B_lanes, B_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
-            if C is not None and ends is None:
+            if ends is None:
                 c = load_rows(C_lanes, C_s, tokens, t0, steps, n_mask, BY_STEP, PADDED, WIDE)
             for i in tl.static_range(TURN):
                 t = t0 + i
                 live = t < steps
-                if WALK > 1:
-                    if i % WAITING == 0:
-                        earlier = ()  # sums of the routes walked before
-                        for j in tl.static_range(WAITING):
-                            earlier = earlier + (
-                                load_row(
-                                    out, out_s, tokens[i + j], t + j, steps, inside & (walked > 0), False, PADDED, WIDE
-                                ),
-                            )
+                if WALK > 1:  # the sum of the routes walked before
+                    earlier = load_row(out, out_s, tokens[i], t, steps, inside & (walked > 0), False, PADDED, WIDE)
                 if states is not None:
                     if i % CHUNK == 0:
                         if CHUNK <= TURN or t % CHUNK == 0:
@@ -197,16 +179,11 @@ def selective_scan_fwd_kernel(
                 if ends is not None:
                     total += l
                 else:
-                    if C is None:
-                        y = h
-                    elif N == 1:
-                        y = h * c[i].to(tl.float32)
-                    else:
-                        y = tl.sum(h * c[i].to(tl.float32)[None, :], 1)
+                    y = tl.sum(h * c[i].to(tl.float32)[None, :], 1)
                     if D is not None:
                         y += skip * x_i
                     if WALK > 1:
-                        y += earlier[i % WAITING].to(tl.float32)
+                        y += earlier.to(tl.float32)
                     if PADDED:
                         seen = tokens[i] >= 0
                         if OUT_BY_STEP:
