@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # 1 compiles mmcv's operators for a GPU too
 FORCE_CUDA ?= 0
 
-.PHONY: help demo demo-detection demo-segmentation demo-unet demo-restoration test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite ecosystem parity clean
+.PHONY: help demo demo-detection demo-segmentation demo-unet demo-restoration test test-all test-compiled openmmlab openmmlab-compiled lint sanitize docs timm-suite ecosystem parity gpu-check clean
 
 help:
 	@echo "make demo       train, evaluate and use a small model on handwritten digits; results in $(WORK)/demo"
@@ -28,6 +28,7 @@ help:
 	@echo "make timm-suite PATTERNS='*vmamba*'   timm's own model tests on our models"
 	@echo "make ecosystem  pico models through libraries that take any timm model: peft, captum, Lightning and others"
 	@echo "make parity TIMM=DIR   our trainer against timm's train.py, from a checkout of timm"
+	@echo "make gpu-check  everything about the kernels on a GPU in nine minutes; results in $(WORK)/gpu-check"
 	@echo "make clean      remove $(VENV) and $(WORK)"
 
 NATIVE := visionssm/ops/native
@@ -144,6 +145,10 @@ ecosystem: $(VENV)/.dev
 # our trainer against timm's own train.py from one recipe: make parity TIMM=<checkout of timm>
 parity: $(VENV)/.dev
 	$(BIN)/python tools/timm_parity.py --timm $(TIMM)
+
+# one run on a card that must tell everything; GPU_CHECK=--fake-gpu goes through it on a CPU
+gpu-check: $(VENV)/.dev
+	$(BIN)/python benchmarks/gpu_check.py --output $(WORK)/gpu-check $(GPU_CHECK)
 
 clean:
 	rm -rf $(VENV) $(WORK)

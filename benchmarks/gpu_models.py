@@ -16,13 +16,23 @@ from pathlib import Path
 import timm
 import torch
 from cpu_models import AGAINST, smallest
-from gpu_measure import environment, markdown, milliseconds, peak_bytes, write_results
+from gpu_measure import Results, capture, eager_milliseconds, environment, exact_products, peak_bytes
 
 import visionssm
 
 LARGE = ("vim_tiny", "deit_tiny_patch16_224", "deit_tiny_patch16_224 without fused attention")
 THEIRS = "VMamba's own vmamba_tiny_s1l8"
-COLUMNS = ["model", "image", "batch", "images_per_s", "inference_mib", "training_images_per_s", "training_mib", "error"]
+COLUMNS = [
+    "model",
+    "image",
+    "batch",
+    "images_per_s",
+    "inference_mib",
+    "training_images_per_s",
+    "training_mib",
+    "error",
+    "failed",
+]
 
 
 def original(repository: Path) -> torch.nn.Module:
@@ -65,12 +75,12 @@ def check(name: str, image: int = 224) -> float | None:
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     x = torch.randn(1, 3, image, image)
-    with torch.no_grad():
+    with torch.no_grad(), exact_products():
         expected = model(x)
         actual = model.cuda()(x.cuda()).cpu()
     error = ((actual - expected).norm() / expected.norm()).item()
     if not error < 1e-3:
-        sys.exit(f"{name}: logits on the GPU differ from the CPU's by {error:.2g}; nothing was timed")
+        raise ValueError(f"logits on the GPU differ from the CPU's by {error:.2g}")
     return error
 
 
@@ -81,18 +91,7 @@ def inference_call(model, x, dtype, graph: bool, features: bool):
         with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             return model.forward_features(x) if features else model(x)
 
-    if not graph:
-        return call
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        call()
-    return captured.replay
+    return capture(call) if graph else call
 
 
 def training_call(model, x, dtype):
@@ -110,31 +109,28 @@ def training_call(model, x, dtype):
     return call
 
 
-def run(name: str, image: int, batch: int, args, features: bool) -> dict:
-    row = {"model": name, "image": image, "batch": batch, "error": check(name) if not features else None}
+def run(name: str, image: int, batch: int, args, features: bool, results: Results) -> None:
     dtype = getattr(torch, args.dtype)
-    x = torch.randn(batch, 3, image, image, device="cuda")
-    try:
+    with results.row(model=name, image=image, batch=batch) as row:
+        if not features:
+            row["error"] = check(name, image)
+        x = torch.randn(batch, 3, image, image, device="cuda")
         model = create(name, image, args)
         compiled = torch.compile(model) if args.compile and not features else model
         call = inference_call(compiled, x, dtype, args.graph, features)
         row["inference_mib"] = peak_bytes(call) / 2**20
-        row["images_per_s"] = batch / milliseconds(call) * 1e3
+        row["images_per_s"] = batch / eager_milliseconds(call, 10) * 1e3
         if not features:
             call = training_call(compiled, x, dtype)
             row["training_mib"] = peak_bytes(call) / 2**20
-            row["training_images_per_s"] = batch / milliseconds(call) * 1e3
-    except torch.OutOfMemoryError:
-        row["model"] += ": out of memory"
-    torch.cuda.empty_cache()
-    print(markdown([row], COLUMNS).splitlines()[-1], flush=True)
-    return row
+            row["training_images_per_s"] = batch / eager_milliseconds(call, 10) * 1e3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", help="default: the smallest of each kind, and some of timm")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graph", action="store_true", help="replay inference from a CUDA graph")
@@ -150,14 +146,13 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("gpu_models.py needs a CUDA GPU")
     env = environment() | {"dtype": args.dtype, "compiled": args.compile, "cuda_graph": args.graph}
-    print(env)
-    print(markdown([], COLUMNS))
-    names = [*args.models, *([THEIRS] if args.vmamba_repo else [])]
-    results = [run(name, 224, args.batch, args, features=False) for name in names]
-    if args.large_batch:
-        results += [run(name, 1248, args.large_batch, args, features=True) for name in LARGE]
-    if args.output:
-        write_results(args.output, "gpu_models", "Models on a GPU", env, results, COLUMNS)
+    results = Results(args.output, "gpu_models", "Models on a GPU", env, COLUMNS)
+    for name in [*args.models, *([THEIRS] if args.vmamba_repo else [])]:
+        run(name, args.img_size, args.batch, args, False, results)
+    for name in LARGE if args.large_batch else ():
+        run(name, 1248, args.large_batch, args, True, results)
+    if results.failures:
+        sys.exit("FAILED\n" + "\n".join(results.failures))
 
 
 if __name__ == "__main__":

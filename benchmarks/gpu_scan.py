@@ -2,10 +2,15 @@
 
     python benchmarks/gpu_scan.py --output benchmarks/results [--shapes VMamba-T] [--vmamba-repo PATH]
 
-For every shape: the error against float64, the time of the scan alone, forward and forward + backward, and of the work
-from the depthwise convolution's output to the merged scan output (projection of dt, B and C included; "mixer"). Two
-floors stand beside each time: the bytes that have to move over the bandwidth that a copy reaches here, and the
-exponentials and logarithms over the rate that a kernel of exponentials reaches here.
+For every shape: the time of the scan alone, forward and forward + backward, and of the work from the depthwise
+convolution's output to the merged scan output (projection of dt, B and C included; "mixer"), with the output in the
+inputs' dtype and in float32, as the models ask for it. Times are those of replayed CUDA graphs, the GPU's work alone;
+"eager" beside them has the host's work in it. What is timed is also what is checked: two images of the timed batch are
+compared with float64, and so are all gradients of a batch of two planned like the timed one.
+
+Two floors stand beside each time: the bytes that have to move over the bandwidth that a copy reaches here, and the
+exponentials and logarithms over the rate that a kernel of exponentials reaches here. A row that fails says so, and the
+next follows; the exit status tells.
 
 With --routes every number of routes that one program may walk is timed beside the rule's choice
 (`routes_per_program` in the kernels' config.py).
@@ -22,7 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gpu_measure import copy_bandwidth, environment, exponential_rate, markdown, milliseconds, peak_bytes, write_results
+from gpu_measure import Results, copy_bandwidth, environment, exact_products, exponential_rate, milliseconds, peak_bytes
 from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
 from torch import Tensor
 
@@ -37,11 +42,15 @@ COLUMNS = [
     "forward_ms",
     "of_floor",
     "training_ms",
+    "eager_forward_ms",
+    "eager_training_ms",
     "bytes_floor_ms",
     "exponentials_floor_ms",
     "extra_mib",
     "error",
+    "failed",
 ]
+ALLOWED = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # relative error of a dtype
 
 
 @contextmanager
@@ -56,18 +65,24 @@ def routes_per_program(routes: int | None):
         config.routes_per_program = rule
 
 
-def floors(shape: ScanShape, batch: int, element: int, bandwidth: float, rate: float) -> tuple[float, float]:
-    """Milliseconds that the forward cannot go below: bytes of u, rows and output once; 3 special functions per step."""
+def floors(
+    shape: ScanShape, batch: int, dtype: torch.dtype, out: torch.dtype, mixer: bool, bandwidth: float, rate: float
+) -> tuple[float, float]:
+    """Milliseconds that the forward cannot go below: each byte once, and the special functions of each step.
+
+    u (the mixer's projection reads it too), rows of delta, B and C, and the output; of each step N decays and the
+    softplus, which takes an exponential and a logarithm, in float32 an exponential and a polynomial.
+    """
     order = shape.order()
     K, T = order.shape
     rows = T if shape.by_step else shape.tokens
     inner = batch * shape.tokens * shape.channels
-    bytes_moved = element * (
-        inner * (K if shape.own_input else 1)
-        + inner
-        + batch * rows * K * ((shape.rank or shape.channels) + 2 * shape.states)
-    )
-    special = batch * T * K * shape.channels * (shape.states + 2)
+    projections = batch * rows * K * ((shape.rank or shape.channels) + 2 * shape.states)
+    inputs = inner * (K if shape.own_input else 1)
+    bytes_moved = dtype.itemsize * (inputs + projections) + out.itemsize * inner
+    if mixer:  # rows are written, then read; u is read twice
+        bytes_moved += dtype.itemsize * (inputs + projections)
+    special = batch * T * K * shape.channels * (shape.states + (1 if dtype == torch.float32 else 2))
     return bytes_moved / bandwidth * 1e3, special / rate * 1e3
 
 
@@ -81,61 +96,54 @@ def training_call(function, leaves: list[Tensor]):
     return call
 
 
-def measure(what: str, function, leaves: list[Tensor]) -> dict:
+def measure(row: dict, function, leaves: list[Tensor]) -> None:
     """Times and memory of a function, forward and with the gradients of its leaves."""
     training = training_call(function, leaves)
-    return {
-        "what": what,
-        "forward_ms": milliseconds(torch.no_grad()(function)),
-        "training_ms": milliseconds(training),
-        "extra_mib": peak_bytes(training) / 2**20,
+    row["extra_mib"] = peak_bytes(training) / 2**20
+    forward = milliseconds(torch.no_grad()(function))
+    backward = milliseconds(training)
+    row |= {
+        "forward_ms": forward.graph,
+        "training_ms": backward.graph,
+        "eager_forward_ms": forward.eager,
+        "eager_training_ms": backward.eager,
     }
+    if forward.note or backward.note:
+        row["what"] += f" ({forward.note or backward.note})"
 
 
-def our_scan(shape: ScanShape, dtype, batch: int, backend: str):
-    inputs = make_inputs(shape, dtype, "cuda", batch)
-    leaves = {n: inputs[n].requires_grad_() for n in LEAVES if n in inputs}
+def our_scan(inputs: dict, backend: str, out: torch.dtype | None = None):
+    leaves = {n: inputs[n].detach().requires_grad_() for n in LEAVES if n in inputs}
     rest = {n: x for n, x in inputs.items() if n not in leaves}
-    return lambda: selective_scan(**leaves, **rest, backend=backend), list(leaves.values())
+    return lambda: selective_scan(**leaves, **rest, backend=backend, out_dtype=out), list(leaves.values())
 
 
-def our_mixer(shape: ScanShape, dtype, batch: int):
+def our_mixer(shape: ScanShape, inputs: dict, out: torch.dtype):
     """From the depthwise convolution's output: projection of dt, B and C of all routes, scan, merge."""
-    inputs = make_inputs(shape, dtype, "cuda", batch)
     K, rank, n = inputs["order"].shape[0], shape.rank, shape.states
     width = rank + 2 * n
-    u = inputs["u"].requires_grad_()
-    weight = (torch.randn(K * width, shape.channels, device="cuda", dtype=dtype) * 0.1).requires_grad_()
-    parameters = {name: inputs[name].requires_grad_() for name in ("A", "D", "delta_bias", "dt_weight")}
+    u = inputs["u"].detach().requires_grad_()
+    weight = (torch.randn(K * width, shape.channels, device=u.device, dtype=u.dtype) * 0.1).requires_grad_()
+    parameters = {name: inputs[name].detach().requires_grad_() for name in ("A", "D", "delta_bias", "dt_weight")}
 
     def function():
         delta, B, C = F.linear(u, weight).unflatten(-1, (K, width)).split([rank, n, n], -1)
-        return selective_scan(
-            u,
-            delta,
-            parameters["A"],
-            B,
-            C,
-            parameters["D"],
-            parameters["delta_bias"],
-            dt_weight=parameters["dt_weight"],
-            order=inputs["order"],
-        )
+        return selective_scan(u, delta, B=B, C=C, **parameters, order=inputs["order"], out_dtype=out, backend="triton")
 
     return function, [u, weight, *parameters.values()]
 
 
-def mamba_ssm_scan(shape: ScanShape, dtype, batch: int, scan_only: bool):
+def mamba_ssm_scan(shape: ScanShape, inputs: dict, scan_only: bool):
     """The CUDA scan on (b, routes x channels, steps): reordered, expanded and merged by PyTorch unless `scan_only`."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    inputs = make_inputs(shape, dtype, "cuda", batch)
     order = inputs["order"].long()
+    dtype, batch = inputs["u"].dtype, inputs["u"].shape[0]
     (K, T), d = order.shape, shape.channels
     route = torch.arange(K, device="cuda")[:, None]
     inverse = order.argsort(1)
-    u, rows_delta, B, C = (inputs[x] for x in ("u", "delta", "B", "C"))
-    A, D, bias = (inputs[x].flatten(0, 1).requires_grad_() for x in ("A", "D", "delta_bias"))
+    u, rows_delta, B, C = (inputs[x].detach() for x in ("u", "delta", "B", "C"))
+    A, D, bias = (inputs[x].detach().flatten(0, 1).requires_grad_() for x in ("A", "D", "delta_bias"))
     weight = inputs.get("dt_weight")
 
     def by_route(x: Tensor) -> Tensor:  # (b, S, K, c) -> (b, K, c, T)
@@ -195,59 +203,86 @@ def _used(parameter, function) -> bool:
     return torch.autograd.grad(function().float().sum(), parameter, allow_unused=True)[0] is not None
 
 
-def error(shape: ScanShape, dtype) -> float:
-    """Relative error of output and gradients against float64, on a batch of two; raises above what the dtype allows."""
-    inputs = make_inputs(shape, dtype, "cuda", batch=2)
-    results = []
-    for backend in ("triton", "portable"):
-        leaves = {
-            n: inputs[n].to(torch.float64 if backend == "portable" else inputs[n].dtype).detach().requires_grad_()
-            for n in LEAVES
-            if n in inputs
-        }
-        y = selective_scan(**leaves, **{n: x for n, x in inputs.items() if n not in leaves}, backend=backend)
-        weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-        results.append([y.detach(), *torch.autograd.grad(y, list(leaves.values()), weight)])
-    worst = max(((a.double() - e).norm() / e.norm()).item() for a, e in zip(*results, strict=True))
-    allowed = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300)).item()
+
+
+def gradients(inputs: dict, backend: str, out: torch.dtype | None, double: bool = False) -> dict[str, Tensor]:
+    """Output and gradients of a scan, by name."""
+    leaves = {n: (inputs[n].double() if double else inputs[n]).detach().requires_grad_() for n in LEAVES if n in inputs}
+    rest = {n: x for n, x in inputs.items() if n not in leaves}
+    y = selective_scan(**leaves, **rest, backend=backend, out_dtype=out)
+    weight = torch.randn(y.shape[1:], generator=torch.Generator().manual_seed(0)).to(y).expand_as(y)
+    return {"out": y.detach()} | dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), weight), strict=True))
+
+
+@contextmanager
+def planned_for(times: int):
+    """Plan launches as for a batch so many times as large."""
+    segments, walk, prefetch = config.segments, config._walk, config.prefetch
+    try:
+        config.segments = lambda programs, *rest: segments(programs * times, *rest)
+        config._walk = lambda parts, programs, *rest: walk(parts, programs * times, *rest)
+        config.prefetch = lambda states, blocks, programs, *rest: prefetch(states, blocks, programs * times, *rest)
+        yield
+    finally:
+        config.segments, config._walk, config.prefetch = segments, walk, prefetch
+
+
+def error(inputs: dict, out: torch.dtype) -> float:
+    """Largest relative error against float64: of two images of this batch, and of all gradients of those two alone."""
+    batch = inputs["u"].shape[0]
+    two = [0, batch - 1]
+    images = ("u", "delta", "B", "C")
+    cut = {n: x[two] if n in images else x for n, x in inputs.items()}
+    expected = gradients(cut, "portable", None, double=True)
+    whole = gradients(inputs, "triton", out)
+    errors = {f"{n} of the batch": relative_error(whole[n][two], expected[n]) for n in ("out", *images)}
+    del whole
+    with planned_for(max(1, batch // 2)):
+        errors |= {n: relative_error(x, expected[n]) for n, x in gradients(cut, "triton", out).items()}
+    name, worst = max(errors.items(), key=lambda item: item[1])
+    allowed = ALLOWED[inputs["u"].dtype]
     if not worst <= allowed:
-        sys.exit(f"{shape.name}: relative error {worst:.2g} in {dtype}, allowed {allowed}; nothing was timed")
+        raise ValueError(f"relative error of {name} {worst:.2g}, allowed {allowed}")
     return worst
 
 
-def run(shape: ScanShape, dtype, args, bandwidth: float, rate: float) -> list[dict]:
+def run(shape: ScanShape, dtype, args, results: Results, bandwidth: float, rate: float) -> None:
     batch = args.batch or shape.batch
-    bytes_ms, special_ms = floors(shape, batch, dtype.itemsize, bandwidth, rate)
-    jobs = {"scan": lambda: our_scan(shape, dtype, batch, "triton")}
+    inputs = make_inputs(shape, dtype, "cuda", batch)
+    single = torch.float32
+    jobs = {"scan": lambda: our_scan(inputs, "triton"), "scan to float32": lambda: our_scan(inputs, "triton", single)}
     forced = {}
     if args.routes:
         total = shape.order().shape[0]
         for n in (n for n in range(1, total + 1) if total % n == 0):
-            what = f"scan, {n} routes a program"
-            jobs[what], forced[what] = jobs["scan"], n
+            what = f"scan to float32, {n} routes a program"
+            jobs[what], forced[what] = jobs["scan to float32"], n
     if shape.rank and not shape.own_input and not shape.by_step:
-        jobs["mixer"] = lambda: our_mixer(shape, dtype, batch)
+        jobs["mixer"] = lambda: our_mixer(shape, inputs, dtype)
+        jobs["mixer to float32"] = lambda: our_mixer(shape, inputs, single)
     if args.portable:
-        jobs["scan, portable PyTorch"] = lambda: our_scan(shape, dtype, batch, "portable")
+        jobs["scan, portable PyTorch"] = lambda: our_scan(inputs, "portable")
     if args.mamba_ssm and not shape.u_by_step:
-        jobs["scan, mamba_ssm with reordering"] = lambda: mamba_ssm_scan(shape, dtype, batch, False)
-        jobs["scan, mamba_ssm alone"] = lambda: mamba_ssm_scan(shape, dtype, batch, True)
+        jobs["scan, mamba_ssm with reordering"] = lambda: mamba_ssm_scan(shape, inputs, False)
+        jobs["scan, mamba_ssm alone"] = lambda: mamba_ssm_scan(shape, inputs, True)
     if args.vmamba_repo and shape.scan == "cross" and not shape.own_input:
         jobs["mixer + norm, VMamba's own"] = lambda: vmamba_core(shape, dtype, batch, args.vmamba_repo)
-    results, relative = [], error(shape, dtype)
     for what, make in jobs.items():
-        row = {"shape": shape.name, "batch": batch, "bytes_floor_ms": bytes_ms, "exponentials_floor_ms": special_ms}
-        try:
-            with routes_per_program(forced.get(what)):
-                row |= measure(what, *make())
-        except torch.OutOfMemoryError:
-            row |= {"what": f"{what}: out of memory"}
-        else:
-            row["of_floor"] = max(bytes_ms, special_ms) / row["forward_ms"]
-        results.append(row | ({"error": relative} if what == "scan" else {}))
-        print(markdown(results[-1:], COLUMNS).splitlines()[-1], flush=True)
-        torch.cuda.empty_cache()
-    return results
+        out = single if "float32" in what else dtype
+        bytes_ms, special_ms = floors(shape, batch, dtype, out, "mixer" in what, bandwidth, rate)
+        with (
+            results.row(
+                shape=shape.name, batch=batch, what=what, bytes_floor_ms=bytes_ms, exponentials_floor_ms=special_ms
+            ) as row,
+            routes_per_program(forced.get(what)),
+        ):
+            if what.startswith("scan") and "," not in what or what in forced:
+                with exact_products():
+                    row["error"] = error(inputs, out)
+            measure(row, *make())
+            row["of_floor"] = max(bytes_ms, special_ms) / (row["forward_ms"] or row["eager_forward_ms"])
 
 
 def main() -> None:
@@ -258,6 +293,7 @@ def main() -> None:
     parser.add_argument("--vmamba-repo", type=Path, help="a checkout of VMamba with its scan extension installed")
     parser.add_argument("--routes", action="store_true", help="also time every number of routes per program")
     parser.add_argument("--no-portable", dest="portable", action="store_false", help="leave the portable peer out")
+    parser.add_argument("--name", default="gpu_scan", help="name of the files in the folder")
     parser.add_argument("--output", type=Path, help="folder for gpu_scan.json and gpu_scan.md")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -276,16 +312,12 @@ def main() -> None:
         "copy_bandwidth_tb_per_s": round(bandwidth / 1e12, 3),
         "exponentials_per_ns": round(rate / 1e9, 1),
     }
-    print(env)
-    print(markdown([], COLUMNS))
-    results = [
-        row
-        for shape in MODEL_SHAPES
-        if any(part in shape.name for part in args.shapes)
-        for row in run(shape, dtype, args, bandwidth, rate)
-    ]
-    if args.output:
-        write_results(args.output, "gpu_scan", "The scan on a GPU", env, results, COLUMNS)
+    results = Results(args.output, args.name, "The scan on a GPU", env, COLUMNS)
+    for shape in MODEL_SHAPES:
+        if any(part in shape.name for part in args.shapes):
+            run(shape, dtype, args, results, bandwidth, rate)
+    if results.failures:
+        sys.exit("FAILED\n" + "\n".join(results.failures))
 
 
 if __name__ == "__main__":

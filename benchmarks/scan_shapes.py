@@ -75,7 +75,7 @@ def make_inputs(
     shape: ScanShape, dtype: torch.dtype, device: str = "cpu", batch: int | None = None, seed: int = 0
 ) -> dict[str, Tensor]:
     """Arguments of `selective_scan` with magnitudes as in an initialised model (steps between 0.001 and 0.1)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)  # numbers are made where they are needed
     b, L, d, n = batch or shape.batch, shape.tokens, shape.channels, shape.states
     order = shape.order(device)
     K = order.shape[0]
@@ -83,24 +83,24 @@ def make_inputs(
     rank = shape.rank or d
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device=device)
 
     # dt, B and C lie in one row, as a projection writes them
-    rows = normal(b, S, K, rank + 2 * n).to(device, dtype)
+    rows = normal(b, S, K, rank + 2 * n).to(dtype)
     delta, B, C = rows.split([rank, n, n], -1)
-    step = torch.exp(torch.rand(K, d, generator=generator) * 4.6 - 6.9)
+    step = torch.exp(torch.rand(K, d, generator=generator, device=device) * 4.6 - 6.9)
     inputs = dict(
-        u=normal(b, S if shape.u_by_step else L, *((K,) if shape.own_input else ()), d).to(device, dtype),
+        u=normal(b, S if shape.u_by_step else L, *((K,) if shape.own_input else ()), d).to(dtype),
         delta=delta,
         A=-torch.arange(1.0, n + 1).expand(K, d, n).contiguous().to(device),
         B=B,
         C=C,
         D=torch.ones(K, d, device=device),
-        delta_bias=(step + torch.log(-torch.expm1(-step))).to(device),
+        delta_bias=step + torch.log(-torch.expm1(-step)),
         order=order,
     )
     if shape.rank:
-        inputs["dt_weight"] = (normal(K, d, rank) * rank**-0.5).to(device)
+        inputs["dt_weight"] = normal(K, d, rank) * rank**-0.5
     if shape.by_step:
         inputs["index"] = "step"
     if shape.u_by_step:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionssm.ops import available_backends, selective_scan
+from visionssm.ops import available_backends, causal_conv1d, selective_scan
 from visionssm.ops.selective_scan.triton import config
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -175,3 +175,50 @@ def test_second_device():
     y, _ = forward_backward(inputs, "triton")
     expected, _ = forward_backward(inputs, "portable")
     assert relative_error(y, expected) < 2e-5
+
+
+@pytest.mark.parametrize("states", [1, 16])
+def test_NaN_in_the_step_size_reaches_output_and_gradients(states):
+    shape = next(s for s in MODEL_SHAPES if s.states == states)
+    inputs = make_inputs(shape, torch.bfloat16, "cuda", batch=1)
+    inputs["delta"] = inputs["delta"].clone()
+    inputs["delta"][0, 5] = float("nan")
+    y, grads = forward_backward(inputs, "triton")
+    assert y[0, 5].isnan().all() and grads["delta"].isnan().any() and grads["A"].isnan().all()
+
+
+def test_a_table_is_read_on_other_streams_than_the_first():
+    """Tables with repeats, whose visits are made by the first call, right before another stream reads them."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(2, 500, 2, 64, generator=g).cuda()
+    small = torch.randn(2, 500, 2, 1, generator=g).cuda()
+    A = -torch.rand(2, 64, 1, generator=g).cuda()
+    orders = [torch.randint(0, 500, (2, 700), generator=g) for _ in range(8)]
+    expected = [selective_scan(u, u, A, small, small, order=o.cuda()) for o in orders]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    for order, e in zip(orders, expected, strict=True):
+        order = order.cuda()
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                y = selective_scan(u, u, A, small, small, order=order)
+            stream.synchronize()
+            assert torch.equal(y, e)
+
+
+@pytest.mark.parametrize("name", ["Vim-S", "LocalVim-S"])
+def test_causal_convolution_in_bfloat16(name, monkeypatch):
+    shape = next(s for s in MODEL_SHAPES if s.name == name)
+    order = shape.order("cuda")
+    g = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(4, shape.tokens, 1, shape.channels, generator=g, device="cuda")
+    weight = torch.randn(len(order), shape.channels, 4, generator=g, device="cuda")
+
+    def run(backend, dtype):
+        monkeypatch.setenv("VISIONSSM_BACKEND", backend)
+        leaves = [t.to(dtype).requires_grad_() for t in (x.bfloat16(), weight)]
+        y = causal_conv1d(*leaves, order=order, activation="silu")
+        return y, *torch.autograd.grad(y.double().square().sum(), leaves)
+
+    for a, e in zip(run("triton", torch.bfloat16), run("portable", torch.float64), strict=True):
+        assert relative_error(a, e) < TOLERANCE[torch.bfloat16]
