@@ -84,6 +84,14 @@ wait $process
 
 
 @pytest.mark.slow
+def test_five_kills_of_a_sharded_run_end_in_the_weights_of_an_uninterrupted_one():
+    argv = [sys.executable, str(Path(__file__).parent / "sharded_fault_run.py"), "--kills", "5", "--images", "16"]
+    result = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "are bit-equal" in result.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
 def test_a_lost_node_ends_a_sharded_run_with_a_sentence(image_folder, tmp_path, number):
     options = dict(data_dir=image_folder, output=tmp_path / "run", fsdp=True, epochs=500, log_interval=1)
