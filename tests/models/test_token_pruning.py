@@ -134,3 +134,11 @@ def test_it_compiles_and_exports():
         expected = model(x)
         assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
         assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba"])
+def test_mixers_are_traced_by_fx(name):
+    """What pruning, rewriting and quantising look at in a mixer is decided before data comes."""
+    plain = timm.create_model(name, features_only=True, out_indices=(0, 1)).eval()
+    traced = timm.create_model(name, features_only=True, feature_cls="fx", out_indices=(0, 1)).eval()
+    assert len(traced(images(1))) == len(plain(images(1))) == 2

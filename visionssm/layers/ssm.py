@@ -83,7 +83,7 @@ class SelectiveSSM(nn.Module):
         """Low-rank step size, B and C of each route, (b, L, k, R or N), of tokens (b, L, d) or (b, L, k, d)."""
         if self.input_quantizer is not None:
             u = self.input_quantizer(u)
-        if u.ndim == 3:
+        if self.shared_input:
             projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (self.routes, sum(self.splits)))
         else:
             projected = torch.einsum("blkd,kod->blko", u, self.x_proj_weight)
