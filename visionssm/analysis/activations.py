@@ -70,7 +70,8 @@ def _statistics(name: str, module: nn.Module, tensor: Tensor) -> LayerStatistics
     finite = tensor[tensor.isfinite()].double()
     nonfinite = tensor.numel() - finite.numel()
     if not finite.numel():
-        return LayerStatistics(name, type(module).__name__, *[float("nan")] * 4, nonfinite)
+        nan = float("nan")
+        return LayerStatistics(name, type(module).__name__, nan, nan, nan, nan, nonfinite)
     return LayerStatistics(
         name,
         type(module).__name__,

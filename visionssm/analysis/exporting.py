@@ -183,7 +183,7 @@ def _scans(model: nn.Module, image: Tensor) -> bool:
 
 def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without operators of this package."""
-    table = {op: rule for op, rule in torch._decomp.decomposition_table.items() if op.namespace == "visionssm"}
+    table = {op: rule for op, rule in torch._decomp.decomposition_table.items() if str(op).startswith("visionssm")}
     program = program.run_decompositions(table)
     left = {str(node.target) for node in program.graph.nodes if str(node.target).startswith("visionssm")}
     if left:

@@ -17,6 +17,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,8 +253,8 @@ def _tabulate(patterns: list[str], path: Path) -> None:
     data = path.with_suffix(".csv")
     rows: dict[str, dict[str, str]] = {}
     if data.exists():
-        with open(data, newline="") as file:
-            rows = {row["model"]: row for row in csv.DictReader(file)}
+        with open(data, newline="") as stream:
+            rows = {row["model"]: row for row in csv.DictReader(stream)}
     for name in names:
         if name in rows:
             continue
@@ -267,7 +268,7 @@ def _tabulate(patterns: list[str], path: Path) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "model.onnx"
                 try:
-                    told = _attempt(lambda m=model, i=image, f=file: export_model(m, i, f), name)
+                    told = _attempt(partial(export_model, model, image, file), name)
                 except UserError as error:
                     row["note"] = f"{row.get('note', '')} {str(dtype)[6:]}: {error}".strip()
                     continue

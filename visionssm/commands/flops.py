@@ -27,7 +27,7 @@ LARGE = 0.03  # a gap that asks for an explanation
 
 def published() -> dict[str, dict]:
     """Published figures of every variant, from the model cards; `counting` is its paper's rule, where one was found."""
-    found = {}
+    found: dict[str, dict] = {}
     for path in sorted(shipped("model_cards").glob("*.json")):
         card = json.loads(path.read_text())
         extra = {"counting": card["counting"]} if "counting" in card else {}

@@ -15,6 +15,7 @@ Each command explains its options: python tools/visualize.py erf --help.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run_scans(args: argparse.Namespace) -> None:
         files = {args.output: args.order or _orders_of(args.model)}
     for names in files.values():
         for name in names:
-            attempt(lambda name=name: check_scan(name))
+            attempt(partial(check_scan, name))
     for path, names in files.items():
         save(draw_scans(names, args.height, args.width), path, trim=False)
 
@@ -124,7 +125,7 @@ def run_erf(args: argparse.Namespace) -> None:
     if args.images < 1 or (args.img_size is not None and args.img_size < 1):
         raise UserError(f"--images and --img-size take at least 1, found {args.images} and {args.img_size}")
     device = resolve_device(args.device)
-    fields = {}
+    fields: dict[str, torch.Tensor] = {}
     wanted: list[tuple[str | None, str | None]] = [(name, None) for name in args.model]
     wanted += [(None, file) for file in args.checkpoint]
     for name, file in wanted:
@@ -134,13 +135,11 @@ def run_erf(args: argparse.Namespace) -> None:
         model, config = classifier.model, classifier.data_config
         side = tuple(config["input_size"][1:])
         if hasattr(model, "set_input_size") and tuple(getattr(model, "img_size", side)) != side:
-            attempt(lambda model=model, side=side: model.set_input_size(side))
+            attempt(partial(model.set_input_size, side))
         _check_levels(classifier, [args.level])
         source = "trained" if file else "published weights" if args.pretrained else "random weights"
         images = _drawn_images(args, classifier)
-        field = attempt(
-            lambda m=model, i=images: receptive_field(m.to(device), [x.to(device) for x in i], index=args.level)
-        )
+        field = attempt(partial(receptive_field, model.to(device), [x.to(device) for x in images], index=args.level))
         heading = f"{classifier.name}, {source}"
         if heading in fields:
             heading += f" ({Path(file).parent.name if file else len(fields)})"
@@ -288,7 +287,7 @@ def _draw_tokens(args: argparse.Namespace, classifier, layer_name: str, rows, la
         x, *rest = given["inputs"]
         grid, positions, extra = _tokens_of(model, x, rest)
         token, place = _token(args.token, grid, positions, extra, layer_name)
-        found = attempt(lambda token=token, x=x, rest=rest: rows(token, x, rest))
+        found = attempt(partial(rows, token, x, rest))
         shown.append(picture)
         maps.append([row[positions].view(grid) for row in found.values()])
         headings.append(list(found))
@@ -361,7 +360,7 @@ def run_relevance(args: argparse.Namespace) -> None:
     target = _class_number(args.target, classifier)
     shown, maps, headings, titles = [], [], [], []
     for name, picture, images in read_images(args, classifier):
-        found = attempt(lambda images=images: relevance(classifier.model, images, target, level="pixels"))
+        found = attempt(partial(relevance, classifier.model, images, target, level="pixels"))
         chosen = int(found.target[0])
         shown.append(picture)
         maps.append([found.values[0]])
