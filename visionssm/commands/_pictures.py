@@ -23,7 +23,7 @@ def add_picture_options(parser: argparse.ArgumentParser, *, images: bool = True)
     """Add the model's and the images' options, and where the picture goes."""
     if images:
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-        parser.add_argument("--rows", type=int, default=4, metavar="N", help="images at most (default: 4)")
+        parser.add_argument("--max-images", type=int, default=4, metavar="N", help="images at most (default: 4)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="picture to write")
     add_model_options(parser)
     add_image_options(parser)
@@ -71,8 +71,8 @@ def read_images(args: argparse.Namespace, classifier: "Classifier") -> list[tupl
     from ..engine.data.images import ChannelTransform
     from ..engine.inference.prediction import find_images
 
-    if args.rows < 1:
-        raise UserError(f"--rows takes at least 1, found {args.rows}")
+    if args.max_images < 1:
+        raise UserError(f"--max-images takes at least 1, found {args.max_images}")
     config = classifier.data_config
     transform = ChannelTransform(
         create_transform(
@@ -86,7 +86,7 @@ def read_images(args: argparse.Namespace, classifier: "Classifier") -> list[tupl
     )
     mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
     found = []
-    for path in find_images(args.images)[: args.rows]:
+    for path in find_images(args.images)[: args.max_images]:
         pixels = torch.as_tensor(transform(classifier.reader.read(path, str(path)))).float() / 255
         shown = pixels.permute(1, 2, 0) if len(pixels) == 3 else pixels.mean(0)
         found.append((path.name, shown, ((pixels - mean) / std)[None]))

@@ -97,7 +97,7 @@ def add_erf(commands: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add("--model", nargs="+", default=[], metavar="NAME", help="timm model names, with random or published weights")
-    add("--checkpoint", nargs="+", default=[], metavar="FILE", help="checkpoints of runs, which say their model")
+    add("--checkpoint", nargs="+", default=[], metavar="PATH", help="checkpoints of runs, which say their model")
     add("--pretrained", action="store_true", help="use the published weights for --model")
     add("--data-dir", required=True, metavar="DIR", help="data set, or folder of images")
     add("--split", default="validation", metavar="NAME", help="split of it (default: validation)")
@@ -105,7 +105,7 @@ def add_erf(commands: argparse._SubParsersAction) -> None:
     add("--level", type=int, default=-1, metavar="N", help="feature level, as in timm (default: -1, the last)")
     add("--images", type=int, default=50, metavar="N", help="images, drawn at random (default: 50)")
     add("--device", default="auto", metavar="NAME", help="cuda, cpu, ...; auto takes the GPU when there is one")
-    add("--seed", type=int, default=0, help="fixes the drawn images and random weights (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="fixes the drawn images and random weights (default: 0)")
     add("-o", "--output", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.set_defaults(run=run_erf)
 
