@@ -144,6 +144,15 @@ def test_not_a_number_survives(backend, monkeypatch):
     assert y[0, 2:, 0, 1].isnan().all() and y.isnan().sum() == 3
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_traced_program_holds_the_formula(backend, monkeypatch):
+    monkeypatch.setenv("VISIONSSM_BACKEND", backend)
+    leaves = [t.to(DEVICES[backend]) for t in tensors((1, 1, 1))]
+    traced = torch.jit.trace(lambda *t: causal_conv1d(*t, activation="silu"), leaves)
+    assert "aten::silu" in str(traced.graph)
+    torch.testing.assert_close(traced(*leaves), causal_conv1d(*leaves, activation="silu"))
+
+
 def test_unknown_activation():
     with pytest.raises(ValueError, match="unknown activation 'gelu'; expected 'silu' or None"):
         causal_conv1d(*tensors(), activation="gelu")

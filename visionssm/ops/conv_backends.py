@@ -16,9 +16,12 @@ CONV_BACKENDS: tuple[ConvBackend, ...] = (conv_triton_backend.BACKEND, conv_nati
 def choose_conv_backend(x: Tensor) -> ConvBackend | None:
     """The first that can run, or the one that VISIONSSM_BACKEND names; None for the formula.
 
-    Compilers see the formula, whose operators they fuse. torch.func's transforms and tangents need it.
+    Compilers see the formula, whose operators they fuse, and so does `torch.jit.trace`, by which some libraries count
+    operations. torch.func's transforms and tangents need it.
     """
-    if torch.compiler.is_compiling() or x.is_meta or x.shape[0] == 0 or type(x) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta or x.shape[0] == 0:
+        return None
+    if type(x) not in (Tensor, torch.nn.Parameter):
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None

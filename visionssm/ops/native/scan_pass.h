@@ -395,6 +395,76 @@ INLINE void NAME(retreat)(struct NAME(block) *s, const int64_t N, int count, flo
     }
 }
 
+/* Both for one state, which stays in registers; the sums over channels are taken for four steps at a time. */
+static void NAME(retreat_one)(struct NAME(block) *s, int count, float *dB, float *dC, int64_t dB_step, int64_t dC_step,
+                              int by_step, int skip, int64_t start) {
+    float g_B[CHUNK * VL], g_C[CHUNK * VL], sum_B[CHUNK], sum_C[CHUNK];
+    vec A[NV], D[NV], dA[NV], dD[NV], dbias[NV], h[NV], later[NV];
+    for (int v = 0; v < NV; v++) {
+        A[v] = load(s->A + v * VL);
+        h[v] = load(s->h + v * VL);
+    }
+    for (int t = 0; t < count; t++)
+        for (int v = 0; v < NV; v++) {
+            int i = t * LANES + v * VL;
+            vec decay = exp2_of(load(s->z + i) * A[v]);
+            h[v] = decay * h[v] + load(s->x + i) * s->B[t];
+            store(s->decays + i, decay);
+            store(s->states + i, h[v]);
+        }
+    for (int v = 0; v < NV; v++) {
+        D[v] = skip ? load(s->D + v * VL) : splat(0);
+        dA[v] = load(s->dA + v * VL);
+        dD[v] = load(s->dD + v * VL);
+        dbias[v] = load(s->dbias + v * VL);
+        later[v] = load(s->later + v * VL);
+    }
+    for (int t = count - 1; t >= 0; t--) {
+        const float *before = t ? s->states + (t - 1) * LANES : s->h;
+        float B = s->B[t], C = s->C[t];
+        vec to_B = splat(0), to_C = splat(0);
+        for (int v = 0; v < NV; v++) {
+            int i = t * LANES + v * VL;
+            vec dy = load(s->dy + i), u = load(s->u + i), delta = load(s->z + i) * LN_2;
+            vec g = later[v] + C * dy;
+            later[v] = g * load(s->decays + i);
+            vec rate = later[v] * load(before + v * VL); /* gradient of delta A */
+            to_C += load(s->states + i) * dy;
+            to_B += g * load(s->x + i);
+            dA[v] += rate * delta;
+            g *= B;
+            vec dz = (rate * A[v] + u * g) * load(s->slope + i);
+            store(s->dz + i, dz);
+            store(s->du + i, g * delta + D[v] * dy);
+            dbias[v] += dz;
+            dD[v] += dy * u;
+        }
+        store(g_B + t * VL, to_B);
+        store(g_C + t * VL, to_C);
+    }
+    for (int v = 0; v < NV; v++) {
+        store(s->dA + v * VL, dA[v]);
+        store(s->dD + v * VL, dD[v]);
+        store(s->dbias + v * VL, dbias[v]);
+        store(s->later + v * VL, later[v]);
+    }
+    for (int t = count; t % 4; t++) {
+        store(g_B + t * VL, splat(0));
+        store(g_C + t * VL, splat(0));
+    }
+    for (int t = 0; t < count; t += 4) {
+        const float *b = g_B + t * VL, *c = g_C + t * VL;
+        sum_lanes_of_four(sum_B + t, load(b), load(b + VL), load(b + 2 * VL), load(b + 3 * VL));
+        sum_lanes_of_four(sum_C + t, load(c), load(c + VL), load(c + 2 * VL), load(c + 3 * VL));
+    }
+    for (int t = 0; t < count; t++) {
+        int64_t row = by_step ? start + t : s->token[t];
+        if (row < 0) continue;
+        dB[row * dB_step] += sum_B[t];
+        if (dC) dC[row * dC_step] += sum_C[t];
+    }
+}
+
 /* What the gradients of the step sizes, dz, give for the low-rank ones and the weight. */
 static void NAME(contract)(struct NAME(block) *s, int64_t R, int count) {
     const int64_t padded = (R + 15) / 16 * 16;
@@ -475,7 +545,8 @@ static void NAME(backward)(const struct scan *a, const struct gradients *g, cons
     NAME(retreat)(&s, n, count, dB_route, dC_route, g->B_routes * N, g->C_routes * N, (int)a->by_step,         \
                   a->D.data != NULL, start)
             if (N == 1) {
-                RETREAT(1);
+                NAME(retreat_one)(&s, count, dB_route, dC_route, g->B_routes, g->C_routes, (int)a->by_step,
+                                  a->D.data != NULL, start);
             } else if (N == 16) {
                 RETREAT(16);
             } else {
