@@ -3,6 +3,7 @@
 import ast
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 from ..errors import nearest
@@ -67,4 +68,8 @@ def run(module: str, arguments: list[str]) -> int:
         main = importlib.import_module(f".{module}", __package__).main
         return (main if hasattr(main, "__wrapped__") else bounded(main, module))(arguments)
 
-    return call(module, work, debug="--debug" in arguments)
+    debug = "--debug" in arguments
+    with warnings.catch_warnings():
+        if not debug:  # what other packages tell each other about their futures
+            warnings.filterwarnings("ignore", category=FutureWarning, module="(?!visionssm)")
+        return call(module, work, debug)
