@@ -178,6 +178,11 @@ def test_errors_name_the_remedy(photos, tmp_path, capsys):
         assert restore.main([images, *options]) == 2
         assert words in capsys.readouterr().err, options
     assert not (tmp_path / "out").exists()
+    torch.save(create_model("test_mambair_unet").state_dict(), tmp_path / "unet.pth")
+    Image.new("RGB", (9, 3)).save(tmp_path / "small.png")
+    unet = ["--checkpoint", str(tmp_path / "unet.pth"), "--model", "test_mambair_unet"]
+    assert restore.main([str(tmp_path / "small.png"), *out, *unet]) == 2
+    assert "sides of at least 4; got 3 x 9" in capsys.readouterr().err
     assert train(photos, tmp_path / "run", "--patch-size", "30") == 2
     assert "too small for patches of 60" in capsys.readouterr().err
     assert train(photos / "train", tmp_path / "run") == 2

@@ -169,21 +169,3 @@ def test_wrong_arguments_of_whole_networks_are_named(tmp_path):
     torch.save({"model": {"module.expand_layers.depth_0.norm.weight": torch.ones(2)}}, tmp_path / "theirs.pth")
     with pytest.raises(CheckpointError, match=r"model\.decoder"):
         create_model("mtmamba", tasks={"depth": 1}, checkpoint=tmp_path / "theirs.pth", backbone="test_vmamba")
-
-
-@pytest.mark.slow
-def test_whole_networks_export(tmp_path):
-    from visionssm.analysis.exporting import export_model
-
-    class Outputs(torch.nn.Module):
-        def __init__(self, network):
-            super().__init__()
-            self.network = network
-
-        def forward(self, images):
-            return torch.cat(list(self.network(images).values()), 1)
-
-    tasks = {"semseg": 3, "depth": 1}
-    network = Outputs(create_model("mtmamba_plus", tasks=tasks, backbone="test_vmamba", d_state=2).eval())
-    image = torch.randn(2, 3, 32, 64)
-    assert export_model(network, image, tmp_path / "network.onnx", output_name="tasks").difference < 1e-4
