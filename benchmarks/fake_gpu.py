@@ -3,8 +3,9 @@
     python benchmarks/fake_gpu.py benchmarks/gpu_scan.py --shapes "VMamba-T stage 1"
     python benchmarks/fake_gpu.py -m pytest tests/gpu/test_scan.py -k preferred
 
-So that no line of them runs for the first time when a GPU is at hand. Kernels are interpreted, "cuda" means the CPU,
-streams, events and graphs do nothing but call, and times mean nothing.
+So that no line of them runs for the first time when a GPU is at hand. "cuda" means the CPU, PyTorch's operators stand
+in for the kernels of the scan and the convolution (whose interpreter is for their own tests), streams, events and
+graphs do nothing but call, and times mean nothing.
 """
 
 import contextlib
@@ -106,6 +107,12 @@ def install() -> None:
     torch.optim.Optimizer._accelerator_graph_capture_health_check = lambda *_: None  # type: ignore[attr-defined]
     scan_shapes.MODEL_SHAPES = tuple(_tiny(shape) for shape in scan_shapes.MODEL_SHAPES)
     scan_shapes.VMAMBA_TINY = scan_shapes.MODEL_SHAPES[:4]
+    from visionssm.ops import conv_backends
+    from visionssm.ops.selective_scan import backends, portable
+
+    functions = {name: getattr(portable, name) for name in ("forward", "backward", "states_shape")}
+    backends.BACKENDS = tuple(b._replace(**functions) if b.name == "triton" else b for b in backends.BACKENDS)
+    conv_backends.CONV_BACKENDS = ()
     OnCPU().__enter__()
     import gpu_measure
 

@@ -358,7 +358,9 @@ def test_sequences_are_split_where_programs_are_few(programs, steps, expected):
     ("routes", "channels", "programs", "expected"),
     [(4, 96, 1536, 1), (4, 96, 4224, 2), (4, 96, 8448, 4), (3, 96, 6336, 3), (4, 87, 8448, 1)],
 )
-def test_programs_walk_several_routes_where_programs_are_many(routes, channels, programs, expected):
+def test_programs_walk_several_routes_where_memory_is_short(monkeypatch, routes, channels, programs, expected):
+    assert config.routes_per_program(routes, channels, programs, 1, 132) == 1
+    monkeypatch.setattr(config, "LOW_MEMORY", True)
     assert config.routes_per_program(routes, channels, programs, 1, 132) == expected
 
 

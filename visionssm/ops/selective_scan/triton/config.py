@@ -3,6 +3,7 @@
 The rules follow the instruction and register counts of compiled code (benchmarks/results/kernel_resources.md).
 """
 
+import os
 from functools import cache
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 CHUNK_SINGLE = 8  # steps between two saved states with one state per channel: half a byte per element and route
 CHUNK_MULTI = 64  # with several: N / 16 bytes
+LOW_MEMORY = os.environ.get("VISIONSSM_LOW_MEMORY") == "1"  # no output per route, where there is work enough
 LANES = 64 if torch.version.hip else 32  # threads of a warp; fewer channels would leave some idle
 WARPS_PER_SM = 16  # up to which more warps hide more of the loads' latency; registers leave room for 8 to 19
 SEGMENT = 128  # a sequence is not split into segments shorter than this
@@ -80,10 +82,11 @@ def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int
 def routes_per_program(routes: int, channels: int, programs: int, warps: int, multiprocessors: int) -> int:
     """Routes that one program walks, so that their sum never exists per route; `programs` counts one route each.
 
-    As many as divide the routes and leave the device enough warps. Rows of other channels than multiples of eight are
+    One, unless memory is short: a walk waits for what those before it wrote, and can take three times as long. Then
+    as many as divide the routes and leave the device enough warps. Rows of other channels than multiples of eight are
     read element by element, which leaves no registers for sums.
     """
-    return 1 if channels % 8 else _walk(routes, programs, warps, multiprocessors)
+    return 1 if channels % 8 or not LOW_MEMORY else _walk(routes, programs, warps, multiprocessors)
 
 
 def blocks_per_program(blocks: int, states: int, rank: int, programs: int, warps: int, multiprocessors: int) -> int:
