@@ -34,10 +34,14 @@ def test_tree_scan():
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
 
 
-@pytest.mark.parametrize(("H", "W"), [(1, 5), (28, 20)])
-def test_wavefront_scan(H, W):
+@pytest.mark.parametrize("backend", ["triton", "portable"])
+@pytest.mark.parametrize(("H", "W"), [(1, 5), (28, 20), (56, 56)])
+def test_wavefront_scan(H, W, backend):
+    def scan(*tensors):
+        return wavefront_scan(*tensors, backend=backend if tensors[0].is_cuda else None)
+
     steps, rates = (torch.rand(2, H, W, 24) for _ in range(2)), (-torch.rand(24, 16) for _ in range(2))
     maps = (torch.randn(2, H, W, 16) for _ in range(3))
-    expected, actual = both(wavefront_scan, (torch.randn(2, H, W, 24), *steps, *rates, *maps, torch.ones(24)))
+    expected, actual = both(scan, (torch.randn(2, H, W, 24), *steps, *rates, *maps, torch.ones(24)))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4 * e.abs().max().item())
