@@ -69,7 +69,7 @@ class Registry(Generic[Model]):
             if key not in known:
                 raise TypeError(f"{name} has no argument {key!r}{nearest(key, known)}")
         with torch.device(device or torch.get_default_device()):
-            model = cls(**{**args, **kwargs}).to(dtype=dtype)
+            model: Any = cls(**{**args, **kwargs}).to(dtype=dtype)
         model.pretrained_cfg = {"architecture": name, "classifier": getattr(model, "classifier", ())}
         if checkpoint is not None:
             load(read(checkpoint), model)
