@@ -59,6 +59,10 @@ def test_contents(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "visionssm/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    shipped = "visionssm/shipped"
+    assert {f"{shipped}/configs/classification/finetune.yaml", f"{shipped}/model_cards/vmamba.json"} <= set(names)
+    assert "visionssm/engine/reports/templates/report.html" in names
+    assert any(name.endswith("entry_points.txt") for name in names), "the console command"
     outside = {name.split("/")[0] for name in names if not name.startswith("visionssm")}
     assert not outside, f"the wheel is the library alone, but holds {outside}"
 
