@@ -87,7 +87,7 @@ class Recorder:
                     specialise(kernel, named),
                     options,
                     math.prod(grid),
-                    named.get("segment_steps", 0),
+                    min(named["segment_steps"], named["steps"]) if "segment_steps" in named else 0,
                     sum(t.numel() * t.element_size() for t in tensors),
                 )
             )
