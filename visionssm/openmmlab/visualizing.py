@@ -37,7 +37,7 @@ class LargeDetVisualizer(DetLocalVisualizer):
         if "scores" in instances:
             names = [f"{name} {100 * score:.0f}" for name, score in zip(names, instances.scores.tolist(), strict=True)]
         known = get_palette(palette if self.bbox_color is None else self.bbox_color, max(labels, default=0) + 1)
-        colours = [tuple(map(int, known[label])) for label in labels]
+        colours = [(int(red), int(green), int(blue)) for red, green, blue in (known[label] for label in labels)]
         masks = _as_array(instances.masks) if "masks" in instances else None
         drawn = draw_objects(image, _boxes(instances.bboxes).numpy(), names, colours, masks)
         self.set_image(drawn)

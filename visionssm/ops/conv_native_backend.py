@@ -21,13 +21,16 @@ def backward(grad: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `ConvBackend` says."""
     arguments, kept = _conv(conv, None)
     grad = contiguous_channels(grad)
-    given = conv[:3]
-    grads = [None if t is None else t.new_empty(t.shape, dtype=torch.float32) for t in given]
+    dx, dweight = (t.new_empty(t.shape, dtype=torch.float32) for t in (conv.x, conv.weight))
+    dbias = None if conv.bias is None else conv.bias.new_empty(conv.bias.shape, dtype=torch.float32)
     routes = (conv.x.shape[2], conv.weight.shape[0], 0 if conv.bias is None else conv.bias.shape[0])
-    call("conv_backward", arguments, members(*_rows(grad), *map(pointer, grads), *routes))
+    call("conv_backward", arguments, members(*_rows(grad), *map(pointer, (dx, dweight, dbias)), *routes))
     del kept
-    dx, dweight, dbias = (None if g is None else g.to(t.dtype) for g, t in zip(grads, given, strict=True))
-    return dx, dweight, dbias
+    return (
+        dx.to(conv.x.dtype),
+        dweight.to(conv.weight.dtype),
+        None if conv.bias is None or dbias is None else dbias.to(conv.bias.dtype),
+    )
 
 
 BACKEND = ConvBackend("native", ("cpu",), unavailable, forward, backward)

@@ -231,7 +231,7 @@ def backward(grad: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
             BLOCK=block,
             num_warps=1,
         )
-        return dx, _sum_routes(dweight, weight), None if bias is None else _sum_routes(dbias, bias)
+        return dx, _sum_routes(dweight, weight), None if bias is None or dbias is None else _sum_routes(dbias, bias)
 
 
 def _arguments(conv: Conv) -> tuple[Tensor, dict, tuple[int, int]]:

@@ -17,7 +17,7 @@ class Address(NamedTuple):
         lane: Whose window it is; a lane's windows follow each other.
         lanes: How many lanes there are.
         first: Place of the window's first sample in the stream, or in the lane where those have streams of their own.
-        count: Samples of the window.
+        samples: How many the window has.
         place: Of the sample, after the window has been permuted.
     """
 
@@ -25,7 +25,7 @@ class Address(NamedTuple):
     lane: int
     lanes: int
     first: int
-    count: int
+    samples: int
     place: int
 
 

@@ -375,17 +375,17 @@ class StreamedImages(torch.utils.data.Dataset):
                 _close(cursor)
             self.cursors.clear()
         place, window = self.windows.get(key, (None, []))
-        if place != (address.first, address.count):
+        if place != (address.first, address.samples):
             self.windows.pop(key, None)  # before the next one is read
             cursor = self.cursors.setdefault(key, {})
             if self.source.relative:
                 cursor["lane"] = (address.lane, address.lanes)
-            window = self.source.read(address.epoch, self.seed, address.first, address.count, cursor)
+            window = self.source.read(address.epoch, self.seed, address.first, address.samples, cursor)
             if address.epoch >= 0:
                 seed = derive_seed(self.seed, "window", address.epoch, address.lane, address.first)
                 order = torch.randperm(len(window), generator=torch.Generator().manual_seed(seed))
                 window = [window[i] for i in order.tolist()]
-            self.windows[key] = ((address.first, address.count), window)
+            self.windows[key] = ((address.first, address.samples), window)
         return window
 
     def _decode(self, raw: Raw) -> Any:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 from .build import LIBRARY, fingerprint
 
@@ -36,6 +37,7 @@ def _find() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 # at import: a compiler that traces a model would stumble over the search
+LIBRARY_LOADED: Any
 LIBRARY_LOADED, MISSING = _find()
 
 
