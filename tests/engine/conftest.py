@@ -42,7 +42,7 @@ BASE = {
     "model": "test_vmamba",
     "img-size": 32,
     "batch-size": 4,
-    "workers": 0,
+    "workers": "0",
     "device": "cpu",
     "epochs": 2,
     "opt": "adamw",

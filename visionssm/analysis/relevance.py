@@ -183,10 +183,10 @@ class _Rules(TorchFunctionMode):
         if "gate" in self.rules and func is F.scaled_dot_product_attention:
             held = [v.detach() if isinstance(v, Tensor) and i != 2 else v for i, v in enumerate(args)]
             return func(*held, **{name: v.detach() if isinstance(v, Tensor) else v for name, v in kwargs.items()})
-        if "gate" in self.rules and getattr(func, "__name__", "") == "deform_conv2d":
+        if "gate" in self.rules and getattr(func, "__name__", "") in ("deformable_sampling", "deform_conv2d"):
             # where it samples, and with which weight, is held
             held = [v.detach() if isinstance(v, Tensor) else v for v in args[1:]]
-            return func(args[0], *held)
+            return func(args[0], *held, **kwargs)
         if func in _PRODUCTS and len(data) == 2:
             if "gate" not in self.rules:
                 return func(*args, **kwargs)
