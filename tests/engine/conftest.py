@@ -42,7 +42,7 @@ BASE = {
     "model": "test_vmamba",
     "img-size": 32,
     "batch-size": 4,
-    "workers": "0",
+    "workers": 0,
     "device": "cpu",
     "epochs": 2,
     "opt": "adamw",
@@ -69,7 +69,7 @@ def run(image_folder, tmp_path):
                 argv.append(f"--{name}")
             elif isinstance(value, list):
                 argv += [f"--{name}", *map(str, value)]
-            elif value not in (None, False):
+            elif value is not None and value is not False:
                 argv += [f"--{name}", str(value)]
         return train_command.main(argv)
 

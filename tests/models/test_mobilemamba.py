@@ -64,6 +64,7 @@ def test_bad_arguments_are_refused(arguments, message):
         MobileMamba(**arguments, device="meta")
 
 
-def test_a_classifier_without_pooling_is_refused():
-    with pytest.raises(ValueError, match="global_pool=''"):
-        NormHead(8, 3, "")
+def test_without_pooling_every_position_is_classified():
+    head, maps = NormHead(8, 3, "").eval(), torch.randn(2, 8, 4, 5)
+    torch.testing.assert_close(head(maps)[:, 1, 2], head(maps[:, :, 1:2, 2:3])[:, 0, 0])
+    assert head(maps).shape == (2, 4, 5, 3)
