@@ -102,7 +102,7 @@ def test_layouts_of_medical_segmentation(layout, config, channels, tmp_path):
         largest = max(int(item["data_samples"].gt_sem_seg.data.max()) for item in items)
         assert 0 < largest < len(dataset.metainfo["classes"])
     if layout == "synapse":
-        path = next((tmp_path / "data" / "val_npz").iterdir())
+        path = dataset.get_data_info(0)["img_path"]
         np.savez(path, image=np.zeros((4, 5), np.float32), label=np.zeros((5, 4), np.uint8))
         with pytest.raises(UserError, match="labels for"):
             dataset[0]
