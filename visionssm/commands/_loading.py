@@ -4,7 +4,7 @@ import argparse
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def measure_loader(args: argparse.Namespace, size: int, decoder: str, workers: i
         reader=ImageReader(decoder=decoder),
     )
 
-    def batches() -> Iterator[Any]:
+    def batches() -> Generator[Any, None, None]:
         for epoch in itertools.count():
             yield from loader.epoch(epoch)
 

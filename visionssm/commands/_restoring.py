@@ -4,6 +4,7 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def restore(args: argparse.Namespace) -> list[dict]:
         started = time.perf_counter()
         with torch.inference_mode(), context():
             restored = run(model, low[None].to(device), args.tile, args.overlap)[0].float().cpu()
-        row = {"image": str(path), "height": restored.shape[1], "width": restored.shape[2]}
+        row: dict[str, Any] = {"image": str(path), "height": restored.shape[1], "width": restored.shape[2]}
         row["seconds"] = round(time.perf_counter() - started, 3)
         if truth is not None:
             border = scale if scale > 1 else 0

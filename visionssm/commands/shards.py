@@ -86,7 +86,7 @@ def index(folder: Path, splits: list[str] | None) -> int:
     unknown = sorted(set(splits or ()) - set(found))
     if unknown:
         raise UserError(f"{folder} has no shards of {', '.join(unknown)}; it has {', '.join(found)}")
-    listed = {}
+    listed: dict[str, list] = {}
     for split in splits or list(found):
         listed[split] = []
         for name in found[split]:

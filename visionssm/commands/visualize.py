@@ -132,7 +132,8 @@ def run_erf(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         size = args.img_size or (None if args.checkpoint else 1024)
         classifier = load_classifier(name, file, pretrained=args.pretrained, data_options={"img_size": size})
-        model, config = classifier.model, classifier.data_config
+        model: Any = classifier.model
+        config = classifier.data_config
         side = tuple(config["input_size"][1:])
         if hasattr(model, "set_input_size") and tuple(getattr(model, "img_size", side)) != side:
             attempt(partial(model.set_input_size, side))

@@ -67,9 +67,10 @@ def samples_of_tar(
         Key, and content by ending in lower case.
     """
     with tarfile.open(fileobj=stream, mode="r:*" if seekable else "r|*") as archive:
-        key, number, parts = None, -1, {}
+        key, number = None, -1
+        parts: dict[str, bytes] = {}
         for member in archive:
-            archive.members = []  # tarfile would remember all of them
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would remember all of them
             match = _MEMBER.fullmatch(member.name) if member.isfile() else None
             if match is None:
                 continue

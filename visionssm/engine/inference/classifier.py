@@ -126,21 +126,21 @@ def load_classifier(
     if checkpoint is None and name is not None and not is_model(os.fspath(name).split(".")[0]):
         if isinstance(name, Path) or Path(name).exists():
             name, checkpoint = None, name
-    name = name if name is None else os.fspath(name)
+    chosen = None if name is None else os.fspath(name)
     source = read(checkpoint, weights) if checkpoint else None
     stored = source.options if source else {}
     import_modules(stored.get("device_modules"))
     found = stored.get("model")
-    if name is None:
+    if chosen is None:
         if found is None:
             raise UserError(
                 f"checkpoint {checkpoint} does not say its model; name it with --model"
                 if checkpoint
                 else "neither --model nor --checkpoint given"
             )
-        name = found
-    elif found and found.split(".")[0] != name.split(".")[0]:
-        raise UserError(f"checkpoint {checkpoint} is of model {found!r}, expected {name!r}")
+        chosen = str(found)
+    elif found and found.split(".")[0] != chosen.split(".")[0]:
+        raise UserError(f"checkpoint {checkpoint} is of model {found!r}, expected {chosen!r}")
     kwargs = dict(stored.get("model_kwargs") or {}) | dict(model_kwargs or {})
     if source and source.removed:
         kwargs.setdefault("removed", source.removed)
@@ -149,7 +149,7 @@ def load_classifier(
         "global_pool": stored.get("gp") if global_pool is None else global_pool,
     } | kwargs
     model = create_model(
-        name,
+        chosen,
         pretrained=pretrained and not checkpoint,
         num_classes=num_classes if num_classes is not None else stored.get("num_classes"),
         **arguments,
@@ -170,7 +170,7 @@ def load_classifier(
     names = facts.get("classes")
     class_map = facts.get("class_map") or ({name: index for index, name in enumerate(names)} if names else None)
     return Classifier(
-        name,
+        chosen,
         model.to(device).eval(),
         config,
         names_by_index(class_map) or imagenet_classes(model),

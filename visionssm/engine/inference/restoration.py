@@ -44,10 +44,11 @@ def load_restorer(
         raise UserError(f"checkpoint {checkpoint} does not say its model; name it with --model")
     if name and found and name != found:
         raise UserError(f"checkpoint {checkpoint} is of model {found!r}, expected {name!r}")
-    model = build_restorer(name or found, dict(stored.get("model_kwargs") or {}) | dict(model_kwargs or {}))
+    chosen = str(name or found)
+    model = build_restorer(chosen, dict(stored.get("model_kwargs") or {}) | dict(model_kwargs or {}))
     if source:
         load(source, model)
-    return name or found, model.to(device).eval()
+    return chosen, model.to(device).eval()
 
 
 def build_restorer(name: str, arguments: Mapping[str, Any]) -> RestorationModel:
@@ -90,8 +91,8 @@ def fidelity(restored: torch.Tensor, truth: torch.Tensor, border: int = 0, space
     images = []
     for image in (restored, truth):
         levels = np.asarray(to_image(image))
-        image = rgb2ycbcr(levels)[..., 0] if levels.ndim == 3 and space == "y" else levels.astype(np.float64)
-        images.append(image[border : image.shape[0] - border, border : image.shape[1] - border])
+        values = rgb2ycbcr(levels)[..., 0] if levels.ndim == 3 and space == "y" else levels.astype(np.float64)
+        images.append(values[border : values.shape[0] - border, border : values.shape[1] - border])
     one, two = images
     if min(one.shape[:2]) < 11:
         raise UserError(f"SSIM needs 11 x 11 pixels inside the border, got {one.shape[0]} x {one.shape[1]}")

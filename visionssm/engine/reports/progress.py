@@ -91,7 +91,9 @@ class Progress:
         self.images += images
         if self.bar is not None:
             self.bar.update()
-        early = self.step - self.first == EARLY < self.interval and self.bar is None  # says in time how long it will take
+        early = (
+            self.step - self.first == EARLY < self.interval and self.bar is None
+        )  # says in time how long it will take
         if not self.enabled or (self.step % self.interval and self.step != self.total and not early):
             return
         shown = {name: f"{value:.4g}" for name, value in values().items()}

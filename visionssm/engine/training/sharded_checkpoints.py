@@ -71,6 +71,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def _contents(path: Path) -> Mapping[str, Any]:
     """Return what torch tells of the tensors of a folder, each of them complete."""
+    found: Mapping[str, Any]
     try:
         found = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except Exception as error:  # of safetensors and the file system, several kinds
@@ -234,7 +235,7 @@ class ShardedSaver:
             except (OSError, RuntimeError) as error:
                 raise _failed(target, error) from error
         distributed.barrier(self.group)
-        future = dcp.async_save(
+        future: Any = dcp.async_save(
             tensors,
             storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True),
             process_group=self.group,
@@ -398,7 +399,7 @@ def _other_optimizer(path: Path, reason: str) -> UserError:
 
 
 def _modules(task: CarriesRunState) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {_MODEL: task.get_eval_model()}
+    found: dict[str, Any] = {_MODEL: task.get_eval_model()}
     if task.has_ema():
         found[_AVERAGE] = task.get_trainable_module(ema=True).module
     return found

@@ -120,7 +120,9 @@ def shard_task(task: CarriesRunState, device: torch.device, world: World, *, off
         world: The processes that share it.
         offload: Keep the shares on the CPU between uses.
     """
-    shard(task.get_trainable_module(), device, world, offload=offload)
+    trained = task.get_trainable_module()
+    assert trained is not None
+    shard(trained, device, world, offload=offload)
     if task.has_ema():
         average: Any = task.get_trainable_module(ema=True)
         shard(average.module, device, world, offload=offload)
@@ -164,6 +166,8 @@ def own_share(value: Tensor) -> Tensor:
 def share_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Cut state that was loaded in one piece, as every process has it, into shares like those of its parameters."""
     for parameter, state in optimizer.state.items():
+        if not isinstance(parameter, DTensor):
+            continue
         for name, value in state.items():
             if isinstance(value, Tensor) and not isinstance(value, DTensor) and value.shape == parameter.shape:
                 state[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

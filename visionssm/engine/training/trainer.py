@@ -253,7 +253,7 @@ class Trainer:
         if isinstance(self.saver, ShardedSaver):
             self.saver.finish()
         if self.saver is not None and self.saver.best_metric is not None:
-            result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch}
+            result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch or 0}
             _logger.info(
                 "best %s %.4g in epoch %d (model_best.pth.tar, counted from 0: checkpoint-%d); results in %s",
                 self._metric(),
