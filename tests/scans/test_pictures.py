@@ -133,7 +133,7 @@ def test_page_names_and_shows_every_order():
 def test_example_of_the_page_runs(monkeypatch):
     monkeypatch.setattr(registry, "_orders", dict(registry._orders))
     page = (ROOT / "docs" / "scans.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)  # the other is a file of the walk that a test goes
     assert "vmamba_tiny_s1l8" in code
     variables = {"__name__": "example"}
     exec(code.replace("vmamba_tiny_s1l8", "test_vmamba"), variables)  # the small model, to be quick
