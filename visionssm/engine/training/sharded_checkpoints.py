@@ -78,7 +78,8 @@ def _contents(path: Path) -> Mapping[str, Any]:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {path} is damaged or incomplete: {reason}") from error
     for name, entry in found.items():
-        if sum(chunk.sizes.numel() for chunk in entry.chunks) != entry.size.numel():
+        parts: list[int] = [chunk.sizes.numel() for chunk in entry.chunks]
+        if sum(parts) != entry.size.numel():
             raise CheckpointError(f"checkpoint {path} is damaged or incomplete: parts of {name} are missing")
     return found
 
