@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("mmseg.models", reason="mmseg or mmcv is not installed")
 
 from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -58,5 +59,6 @@ def test_trains_and_predicts_in_mmseg():
     ("wrong", "message"), [(dict(channels=32), "finest map"), (dict(decoder="msvmunet"), "did you mean 'msvm_unet'")]
 )
 def test_names_what_does_not_fit(wrong, message):
+    init_default_scope("mmseg")  # other tests leave mmdet's
     with pytest.raises(ValueError, match=message):
         MODELS.build({**HEAD, **wrong})
