@@ -162,7 +162,9 @@ class Scan(torch.nn.Module):
         return wavefront_scan(*tensors)
 
 
-@pytest.mark.parametrize(("backend", "with_D"), [(*NATIVE.values, True), ("portable", False)])
+@pytest.mark.parametrize(
+    ("backend", "with_D"), [pytest.param(*NATIVE.values, True, marks=NATIVE.marks), ("portable", False)]
+)
 def test_opcheck(backend, with_D):
     scan = make_inputs(5, with_D=with_D, dtype=torch.float32)
     scan.x.requires_grad_()
