@@ -11,6 +11,8 @@ PACKAGES = {
     "fvcore": "fvcore",
     "grad_cam": "grad-cam",
     "lightning": "lightning",
+    "monai_slides_a_window": "monai",
+    "monai_trains_a_plain_module": "monai",
     "onnxruntime": "onnxruntime",
     "peft": "peft",
     "segmentation_models": "segmentation-models-pytorch",
