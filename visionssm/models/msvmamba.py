@@ -121,7 +121,7 @@ class MultiScaleMixer(nn.Module):
         tokens = size[0] * size[1]
         merged = steps.new_zeros(steps.shape[0], tokens + 1, steps.shape[2])  # one more takes what padding gives
         place = torch.where(order < 0, tokens, order).flatten()
-        return merged.index_add(1, place, steps)[:, :tokens].unflatten(1, size)
+        return merged.index_add(1, place.long(), steps)[:, :tokens].unflatten(1, size)  # ONNX takes no other index
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""
