@@ -6,13 +6,16 @@ are held. What remains is an affine map of the layer's input, so the output is a
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from functools import reduce as reduce_left
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..models._plain import PlainModel
 from ..ops import causal_conv1d, selective_scan
 from .receptive_field import _frozen
 from .relevance import _BILINEAR, _GATES, _PRODUCTS, _REFUSED
@@ -124,17 +127,18 @@ def rollout(model: nn.Module, images: Tensor, start: int = 0, reduce: str = "alt
     """
     if not hasattr(model, "embed"):
         raise ValueError("a rollout needs a plain model; of another one's stage ask for `contributions` of its blocks")
-    if not 0 <= start < len(model.blocks):
-        raise ValueError(f"start must be from 0 to {len(model.blocks) - 1}, got {start}")
+    plain = cast(PlainModel, model)
+    if not 0 <= start < len(plain.blocks):
+        raise ValueError(f"start must be from 0 to {len(plain.blocks) - 1}, got {start}")
+    matrices: list[Tensor] = []
     with _frozen(model):
-        x, grid = model.embed(images)
-        product = None
-        for i in range(len(model.blocks)):
+        x, grid = plain.embed(images)
+        for i in range(len(plain.blocks)):
+            run: Callable[..., Any] = partial(plain.run_block, i, grid=grid)
             if i >= start:
-                matrix = contributions(lambda s, i=i: model.run_block(i, s, grid), x, reduce=reduce).matrix
-                product = matrix if product is None else matrix @ product
-            x = model.run_block(i, x, grid)
-    return product
+                matrices.append(cast(Tensor, contributions(run, x, reduce=reduce).matrix))
+            x = run(x)
+    return reduce_left(lambda product, matrix: matrix @ product, matrices)
 
 
 class _Tape:
@@ -164,10 +168,8 @@ class _Mode(TorchFunctionMode):
             raise RuntimeError("the layer made more calls in a replay than with its real input")
         value = self.held[self.next]
         self.next += 1
-        return {k: self._repeat(v) for k, v in value.items()} if isinstance(value, dict) else self._repeat(value)
-
-    def _repeat(self, value: Any) -> Any:
-        return value.repeat_interleave(self.copies, 0) if isinstance(value, Tensor) and self.copies != 1 else value
+        repeat = partial(_repeat, copies=self.copies)
+        return {k: repeat(v) for k, v in value.items()} if isinstance(value, dict) else repeat(value)
 
     def __torch_function__(self, func: Callable, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -195,9 +197,7 @@ class _Mode(TorchFunctionMode):
         if func is selective_scan:
             return _mark(self._scan(args, kwargs), data, 1)
         if func in _PRODUCTS and len(args) > 1 and all(_scans(v) is not None for v in args[:2]):
-            a, b = args[:2]
-            if _scans(a) < _scans(b):
-                a, b = b, a
+            a, b = sorted(args[:2], key=lambda value: _scans(value) or 0, reverse=True)
             return _mark(a * self.hold(lambda: b), data)
         if func in _REFUSED:
             raise NotImplementedError(f"no contributions are defined through {getattr(func, '__name__', func)}")
@@ -218,7 +218,11 @@ class _Mode(TorchFunctionMode):
         arguments = dict(zip(names, args, strict=False)) | kwargs
         per_image = {name: arguments[name] for name in ("delta", "B", "C") if arguments.get(name) is not None}
         held = self.hold(lambda: per_image)
-        return selective_scan(**{**arguments, **held})
+        return cast(Tensor, selective_scan(**{**arguments, **held}))
+
+
+def _repeat(value: Any, copies: int) -> Any:
+    return value.repeat_interleave(copies, 0) if isinstance(value, Tensor) and copies != 1 else value
 
 
 def _scans(value: Any) -> int | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class FeatureMaps(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(b, c, h, w) to a map (b, c, h, w) for each level."""
-        return tuple(self.model.forward_intermediates(images, indices=self.indices, intermediates_only=True))
+        return tuple(cast(Any, self.model).forward_intermediates(images, indices=self.indices, intermediates_only=True))
 
 
 def export_model(

@@ -1,12 +1,13 @@
 """A scan as a matrix: hidden attention (arXiv:2403.01590), and with convolution and gate (arXiv:2405.16504)."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import MambaMixer
+from ..models._plain import PlainModel
 from ..ops import causal_conv1d, selective_scan
 from .receptive_field import _frozen
 from .scan_calls import ScanCall, ScanCalls
@@ -50,7 +51,7 @@ def hidden_attention(
         )
     matrix = parts.by_token(matrix)
     if with_gate:
-        gate = F.silu(layer.in_proj(x).chunk(2, dim=-1)[1])
+        gate = F.silu(cast(MambaMixer, layer).in_proj(x).chunk(2, dim=-1)[1])
         matrix = matrix * gate.transpose(1, 2)[:, None, :, :, None]
     return matrix
 
@@ -94,7 +95,7 @@ def token_attention(
             visited = order[: step + 1]
             total.index_add_(2, visited.clamp(min=0), row * (visited >= 0))
     if unified:
-        gate = F.silu(layer.in_proj(x).chunk(2, dim=-1)[1])
+        gate = F.silu(cast(MambaMixer, layer).in_proj(x).chunk(2, dim=-1)[1])
         total = total * gate[:, token, :, None]
     return total
 
@@ -144,7 +145,8 @@ class _Steps:
     def __init__(self, arguments: dict[str, Any]):
         u, order = arguments["u"], arguments["order"]
         by_token = arguments["index"] == "token"
-        delta, b, c = (self._per_step(arguments[name], order if by_token else None) for name in ("delta", "B", "C"))
+        delta, b = (self._per_step(arguments[name], order if by_token else None) for name in ("delta", "B"))
+        c = None if arguments["C"] is None else self._per_step(arguments["C"], order if by_token else None)
         routes = max(t.shape[1] for t in (delta, b)) if order is None else order.shape[0]
         if arguments["dt_weight"] is not None:
             weight = arguments["dt_weight"]
@@ -166,13 +168,10 @@ class _Steps:
         self.c = torch.ones_like(self.b) if c is None else c.expand(-1, routes, -1, -1)
         d = arguments["D"]
         self.d = d if d is None or d.ndim == 2 else d.unsqueeze(0)
-        self.valid = None if order is None else order >= 0
 
     @staticmethod
-    def _per_step(x: Tensor | None, order: Tensor | None) -> Tensor | None:
+    def _per_step(x: Tensor, order: Tensor | None) -> Tensor:
         """(b, S, [k,] c) to (b, k, T, c) in float32; zeros where a step reads a zero token."""
-        if x is None:
-            return None
         x = (x if x.ndim == 4 else x.unsqueeze(2)).transpose(1, 2).float()
         if order is None:
             return x
@@ -222,7 +221,7 @@ class _Steps:
         batch, routes, dim, steps, _ = matrix.shape
         out = matrix.new_zeros(batch, routes, dim, self.num_tokens, self.num_tokens)
         for k in range(routes):
-            used = self.valid[k].nonzero().squeeze(1)
+            used = (self.order[k] >= 0).nonzero().squeeze(1)
             token = self.order[k, used].long()
             cells = (token[:, None] * self.num_tokens + token[None, :]).flatten()
             flat = matrix[:, k][:, :, used][..., used].flatten(2)
@@ -265,7 +264,7 @@ def class_token_relevance(
         raise ValueError("the relevance of hidden attention needs a plain model with Vim's mixers and one class token")
     if not 0 <= start < len(mixers):
         raise ValueError(f"start must be from 0 to {len(mixers) - 1}, got {start}")
-    rows, gradients, grid = _rows_and_gradients(model, image, method, target, released)
+    rows, gradients, grid = _rows_and_gradients(cast(PlainModel, model), image, method, target, released)
     length = rows[0].shape[-1]
     middle = (length - 1) // 2
     maps = []
@@ -287,7 +286,7 @@ def class_token_relevance(
 
 
 def _rows_and_gradients(
-    model: nn.Module, image: Tensor, method: str, target: int | None, released: bool
+    model: PlainModel, image: Tensor, method: str, target: int | None, released: bool
 ) -> tuple[list[Tensor], list[Tensor], tuple[int, int]]:
     """Of every block: the class token's row (d, L), and the logit's gradient at the stream (L, C) after it."""
     streams: list[Tensor] = []
@@ -302,7 +301,7 @@ def _rows_and_gradients(
 
     with _frozen(model), ScanCalls() as seen:
         handles = [block.register_forward_hook(keep_stream) for block in model.blocks]
-        handles += [block.mixer.in_proj.register_forward_hook(keep_gate) for block in model.blocks]
+        handles += [cast(Any, block).mixer.in_proj.register_forward_hook(keep_gate) for block in model.blocks]
         try:
             logits = model(image.detach().requires_grad_())
             logits[0, int(logits.argmax()) if target is None else target].backward()
@@ -318,7 +317,11 @@ def _rows_and_gradients(
             ]
         else:
             rows = [_class_row(scan.arguments, released) for scan in scans]
-    return rows, [stream.grad[0] for stream in streams], model.patch_embed.grid_size(*image.shape[2:])
+    return (
+        rows,
+        [stream.grad[0] for stream in streams if stream.grad is not None],
+        cast(Any, model.patch_embed).grid_size(*image.shape[2:]),
+    )
 
 
 def _before_silu(conv: ScanCall) -> Tensor:
@@ -351,9 +354,10 @@ def _min_max(x: Tensor) -> Tensor:
 
 def _roll_out(maps: list[Tensor]) -> Tensor:
     """Each map as every row of a matrix, plus the identity, rows normalised; later blocks on the left."""
-    product = None
+    length = len(maps[0])
+    identity = torch.eye(length, dtype=maps[0].dtype, device=maps[0].device)
+    product = identity
     for a in maps:
-        step = a.expand(len(a), -1) + torch.eye(len(a), dtype=a.dtype, device=a.device)
-        step = step / step.sum(-1, keepdim=True)
-        product = step if product is None else step @ product
+        step = a.expand(length, -1) + identity
+        product = step / step.sum(-1, keepdim=True) @ product
     return product

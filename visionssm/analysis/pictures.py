@@ -30,13 +30,13 @@ def draw_receptive_fields(maps: Mapping[str, Tensor], shares: Sequence[float] = 
     styles = dict(zip(shares, ("-", "--", ":"), strict=False))
     for panel, (name, field) in zip(panels, maps.items(), strict=False):
         image = panel.imshow(normalise(field).numpy(), cmap=POSITIVE, vmin=0, vmax=1)
-        told = []
+        areas = []
         for share, style in styles.items():
             square = central_square(field, share)
-            told.append(f"{share:.0%} in {'more than the square' if square is None else f'{square[1]:.1%}'}")
+            areas.append(f"{share:.0%} in {'more than the square' if square is None else f'{square[1]:.1%}'}")
             if square:
                 _draw_square(panel, field.shape, square[0], style)
-        panel.set_title(f"{name}\n{', '.join(told)}", fontsize=8)
+        panel.set_title(f"{name}\n{', '.join(areas)}", fontsize=8)
     words = {"-": "line", "--": "dashes", ":": "dots"}
     told = ", ".join(f"{words[style]}: {share:.0%}" for share, style in styles.items())
     _colour_bar(

@@ -6,6 +6,7 @@ Source: Luo et al., arXiv:1701.04128; measured as VMamba does (arXiv:2401.10166,
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def _map_of(model: nn.Module, image: Tensor, index: int, position: tuple[int, in
     image = image.detach().requires_grad_()
     plain = getattr(model, "output_fmt", "") == "NLC"
     kwargs = {"norm": True} if plain else {}
-    features = model.forward_intermediates(image, indices=[index], intermediates_only=True, **kwargs)[0]
+    features = cast(Any, model).forward_intermediates(image, indices=[index], intermediates_only=True, **kwargs)[0]
     height, width = features.shape[2:]
     row, column = (height // 2, width // 2) if position is None else position
     if not (0 <= row < height and 0 <= column < width):

@@ -402,7 +402,7 @@ def enterable(dataset: Any) -> Shards | HuggingFaceStream | None:
         None where its reader has to be used: the lengths of shards are not known, samples are repeated, or have several
         labels. A line of the log says why.
     """
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     kind = type(reader).__name__
     if kind not in ("ReaderWds", "ReaderHfids"):
         return None

@@ -122,10 +122,11 @@ def _read(reader: ImageReader, picture: Picture, number: int) -> Any:
         return reader.read(picture, str(picture))
     name = f"number {number}"
     if isinstance(picture, np.ndarray):
+        array = picture
         try:
-            picture = Image.fromarray(picture)
+            picture = Image.fromarray(array)
         except (TypeError, ValueError) as error:
-            raise BadImageError(f"image {name} is an array {picture.shape} of {picture.dtype}: {error}") from error
+            raise BadImageError(f"image {name} is an array {array.shape} of {array.dtype}: {error}") from error
     if not isinstance(picture, Image.Image):
         raise BadImageError(f"image {name} is a {type(picture).__name__}, expected a path, Pillow image or array")
     return reader.convert(picture, name)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -71,12 +71,12 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def _contents(path: Path) -> Mapping[str, Any]:
     """Return what torch tells of the tensors of a folder, each of them complete."""
-    found: Mapping[str, Any]
     try:
-        found = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except Exception as error:  # of safetensors and the file system, several kinds
         reason = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {path} is damaged or incomplete: {reason}") from error
+    found: Mapping[str, Any] = metadata
     for name, entry in found.items():
         parts: list[int] = [chunk.sizes.numel() for chunk in entry.chunks]
         if sum(parts) != entry.size.numel():
@@ -402,5 +402,5 @@ def _other_optimizer(path: Path, reason: str) -> UserError:
 def _modules(task: CarriesRunState) -> dict[str, nn.Module]:
     found: dict[str, Any] = {_MODEL: task.get_eval_model()}
     if task.has_ema():
-        found[_AVERAGE] = task.get_trainable_module(ema=True).module
+        found[_AVERAGE] = cast(nn.Module, task.get_trainable_module(ema=True)).module
     return found

@@ -1,7 +1,7 @@
 """FSDP2: every process holds a share of weights, gradients and optimizer state, and gathers a block when it runs."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import group_parameters
@@ -38,7 +38,8 @@ def units(model: nn.Module) -> list[str]:
         raise UserError(f"--fsdp needs a model that groups its parameters by layer; {type(model).__name__} does not")
     modules = dict(model.named_modules())
     found = []
-    for names in group_parameters(model, model.group_matcher(coarse=False)).values():
+    matcher = cast(Any, model).group_matcher(coarse=False)
+    for names in group_parameters(model, matcher).values():
         path = element = _innermost(names)
         # up to the element of a sequence, because a sequence's own forward is not what everybody calls
         while element and not isinstance(modules[element.rpartition(".")[0]], (nn.Sequential, nn.ModuleList)):

@@ -1,7 +1,7 @@
 """timm's training tasks, carrying the position of the run in their checkpoint state."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +83,9 @@ class AveragedTeacherClassification(CarriesRunState, ClassificationTask):
         result = super().forward(input, target)
         if not self.active:
             return result
+        averaged = cast(torch.nn.Module, self.get_eval_model(ema=True))
         with torch.no_grad():
-            teacher = self.get_eval_model(ema=True).eval()(input)
+            teacher = averaged.eval()(input)
         found, wanted = (
             (logits.float() / self.mesa.temperature).log_softmax(-1) for logits in (result["output"], teacher)
         )

@@ -1,6 +1,7 @@
 """One optimizer update: backward, gradient check, clipping, step."""
 
 import math
+from typing import cast
 
 import torch
 from timm.task import TrainingTask
@@ -70,7 +71,8 @@ class Updater:
     @torch.no_grad()
     def largest_weights(self) -> str:
         """Name the parameter group with the largest norm and the largest parameter in it."""
-        names = {id(p): name for name, p in self.task.get_trainable_module().named_parameters()}
+        module = cast(torch.nn.Module, self.task.get_trainable_module())
+        names = {id(p): name for name, p in module.named_parameters()}
         norms = [
             (size(torch.nn.utils.get_total_norm(group["params"])), index, group)
             for index, group in enumerate(self.optimizer.param_groups)

@@ -148,13 +148,12 @@ def _alias(t: Tensor | None) -> Tensor | None:
 def _formula_gradients(inputs: list[Tensor | None], scan: Scan) -> list[Tensor | None]:
     """The scan's gradients as functions of (grad, grad_last, the scan's tensors); None where there are none."""
     grad, grad_last, *tensors = inputs
-    outputs = selective_scan_formula(Scan(*tensors, *scan[_TENSORS:]))
+    outputs = selective_scan_formula(Scan._make([*tensors, *scan[_TENSORS:]]))
     given = [t for t in tensors if t is not None]
-    if grad_last is None:
-        outputs, weights = outputs[:1], (grad,)
-    else:
-        weights = (grad, grad_last)
-    found = iter(torch.autograd.grad(outputs, given, weights, create_graph=True, materialize_grads=True))
+    weights = (grad,) if grad_last is None else (grad, grad_last)
+    found = iter(
+        torch.autograd.grad(outputs[: len(weights)], given, weights, create_graph=True, materialize_grads=True)
+    )
     return [None if t is None else next(found) for t in tensors]
 
 

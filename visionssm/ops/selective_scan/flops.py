@@ -1,5 +1,7 @@
 """FLOP formulas of the scan for torch.utils.flop_counter."""
 
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -14,7 +16,7 @@ def selective_scan_flops(b: int, T: int, k: int, d: int, N: int, R: int = 0) -> 
 
 def scan_sizes(*shapes) -> tuple[int, int, int, int, int, int]:
     """b, T, k, d, N and R (0 without a low-rank step size) of a call, given its arguments with shapes for tensors."""
-    scan = Scan(*shapes[: len(Scan._fields)])
+    scan: Any = Scan._make(shapes[: len(Scan._fields)])  # shapes, where a scan has tensors
     b, (d, n) = scan.u[0], scan.A[1:]
     if scan.order is not None:
         k, t = scan.order

@@ -44,7 +44,7 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
     given = members(*_rows(grad, scan.out == "sum"), pointer(grad_last), *pointers, *routes)
     call("scan_backward", arguments, given)
     del kept
-    return tuple(None if t is None else g.to(t.dtype) for g, t in zip(grads, scan.tensors, strict=True))
+    return tuple(None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, scan.tensors, strict=True))
 
 
 def states_shape(scan: Scan) -> tuple[int, ...]:

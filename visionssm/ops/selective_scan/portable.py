@@ -98,9 +98,9 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
     A = scan.A.transpose(1, 2).contiguous()
     grad = grad.unsqueeze(2) if scan.out == "sum" else grad
 
-    du, ddelta, dB, dC, dweight = (
-        None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device)
-        for x in (scan.u, scan.delta, scan.B, scan.C, scan.dt_weight)
+    du, ddelta, dB = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (scan.u, scan.delta, scan.B))
+    dC, dweight = (
+        None if x is None else torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (scan.C, scan.dt_weight)
     )
     dA, dD, dbias = A.new_zeros(K, n, d), A.new_zeros(K, d), A.new_zeros(K, d)
     # decay times gradient of the step after
@@ -116,7 +116,7 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
         _advance(_scratch.get("products", decay.shape, A).copy_(decay) if segment.groups > 1 else decay, h, entry)
 
         g = _scratch.get("g", h.shape, A)
-        if C is None:
+        if dC is None:
             g.copy_(dy.unsqueeze(-2))
         else:
             torch.mul(dy.unsqueeze(-2), C.unsqueeze(-1), out=g)
@@ -145,7 +145,7 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
     grads = zip(
         (du, ddelta, dA.transpose(1, 2), dB, dC, dD, dbias, dweight, later.transpose(2, 3)), scan.tensors, strict=True
     )
-    return tuple(None if x is None else _share(g, x) for g, x in grads)
+    return tuple(None if g is None or x is None else _share(g, x) for g, x in grads)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def _steps(x: Tensor, segment: _Segment) -> Tensor:
 
 def _take(x: Tensor, segment: _Segment, by_step: bool, routes: int, like: Tensor, name: str) -> Tensor:
     """x as scanned, (length, groups, b, routes, c), to be read only; zeros at entries of -1."""
-    if by_step or segment.tokens is None:
+    if by_step or segment.tokens is None or segment.routed is None:
         return _steps(x, segment).to(like.dtype).expand(-1, -1, -1, routes, -1)
     index = segment.tokens if x.shape[2] == 1 else segment.routed
     shape = *index.shape, x.shape[-1]
@@ -224,7 +224,7 @@ def _read(scan: Scan, segment: _Segment, like: Tensor, slope: bool = False) -> t
 def _put(x: Tensor, rows: Tensor, segment: _Segment, by_step: bool) -> None:
     """Add what belongs to each step, (length, groups, b, K, c), to where `_take` read it; nothing at entries of -1."""
     shared = x.shape[2] == 1
-    if by_step or segment.tokens is None:
+    if by_step or segment.tokens is None or segment.routed is None:
         _steps(x, segment).add_(rows.sum(3, keepdim=True) if shared and rows.shape[3] > 1 else rows)
         return
     if segment.valid is not None:
@@ -349,7 +349,8 @@ def _step_size(scan: Scan, segment: _Segment, like: Tensor) -> Tensor:
 
 def _step_size_backward(dz: Tensor, ddelta: Tensor, dweight: Tensor | None, scan: Scan, segment: _Segment) -> None:
     """Add the gradients of delta and dt_weight, given that of the step sizes before the softplus."""
-    if dweight is None:
+    weight = scan.dt_weight
+    if weight is None or dweight is None:
         _put(ddelta, dz, segment, scan.by_step)
         return
     K = dz.shape[3]
@@ -357,7 +358,7 @@ def _step_size_backward(dz: Tensor, ddelta: Tensor, dweight: Tensor | None, scan
     drows = dz.new_empty(rows.shape)
     for r in range(K):
         dz_route = dz[..., r, :].reshape(-1, dz.shape[-1])
-        torch.mm(dz_route, _route(scan.dt_weight, r).to(dz.dtype), out=drows.view(-1, K, rows.shape[-1])[:, r])
+        torch.mm(dz_route, _route(weight, r).to(dz.dtype), out=drows.view(-1, K, rows.shape[-1])[:, r])
         _route(dweight, r).addmm_(dz_route.T, rows[..., r, :].reshape(-1, rows.shape[-1]))
     _put(ddelta, drows, segment, scan.by_step)
 

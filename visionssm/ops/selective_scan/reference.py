@@ -65,7 +65,7 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
     """As `Backend` says."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in scan.tensors]
     with torch.enable_grad():
-        outputs = selective_scan_reference(Scan(*leaves, *scan[len(leaves) :]))
+        outputs = selective_scan_reference(Scan._make([*leaves, *scan[len(leaves) :]]))
     given = [t for t in leaves if t is not None]
     if grad_last is None:
         grads = torch.autograd.grad(outputs[0], given, grad, materialize_grads=True)

@@ -22,6 +22,10 @@ class Wavefront(NamedTuple):
     C: Tensor  # (b, H, W, N)
     D: Tensor | None  # (d,)
 
+    def computed(self) -> "Wavefront":
+        """The same in the dtype that is computed in."""
+        return Wavefront._make(None if t is None else t.to(self.compute_dtype) for t in self)
+
     @property
     def states(self) -> int:
         return self.A_top.shape[1]

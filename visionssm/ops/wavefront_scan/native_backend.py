@@ -27,7 +27,7 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
     grads = [None if t is None else t.new_empty(t.shape, dtype=torch.float32) for t in scan]
     call("wavefront_backward", arguments, members(*_map(grad), *map(pointer, grads)))
     del kept
-    return tuple(None if g is None else g.to(t.dtype) for g, t in zip(grads, scan, strict=True))
+    return tuple(None if g is None or t is None else g.to(t.dtype) for g, t in zip(grads, scan, strict=True))
 
 
 def states_shape(scan: Wavefront) -> tuple[int, ...]:

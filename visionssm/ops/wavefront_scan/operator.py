@@ -1,5 +1,7 @@
 """The public function, and its registration with torch.library and the FLOP counter."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -113,7 +115,8 @@ def _backward(
                 f"the {chosen.name} backend was given states that another backend saved; choose the backend "
                 "(VISIONSSM_BACKEND) before the model is compiled and leave it until the backward has run"
             )
-        states = chosen.forward(scan, True)[1]  # the program was traced without a backward in view
+        # the program was traced without a backward in view
+        states = cast(Tensor, chosen.forward(scan, True)[1])
     return [g for g in chosen.backward(grad, states, scan) if g is not None]
 
 

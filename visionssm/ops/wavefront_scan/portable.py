@@ -120,7 +120,7 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
         dD = (dy * inputs.x).sum((0, 1))
     pairs = (stacked.unbind(dim) for stacked, dim in ((ddelta, 2), (dA.mT, 0), (dB, 2)))
     grads = dx, *(g.clone() for pair in pairs for g in pair), dC  # outputs of an operator must not share memory
-    return *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, scan, strict=False)), dD
+    return *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, scan[:8], strict=True)), dD
 
 
 BACKEND = Backend("portable", None, lambda device, dtype: None, forward, backward, states_shape)
@@ -145,9 +145,7 @@ def _segments(height: int, width: int) -> list[list[_Diagonal]]:
 
 def read(scan: Wavefront) -> _Inputs:
     """What the steps read."""
-    x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, _ = (
-        None if t is None else t.to(scan.compute_dtype) for t in scan
-    )
+    x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, _ = scan.computed()
     height, width = x.shape[1:3]
     i, j = (torch.arange(size, device=x.device) for size in (height, width))
     inner = torch.where((i[:, None] > 0) & (j > 0), 0.5, 1.0)

@@ -9,13 +9,12 @@ from .contract import Wavefront
 
 def wavefront_scan_reference(scan: Wavefront) -> Tensor:
     """Mamba2D, arXiv:2412.16146, section 3; returns x's shape and dtype. One Python iteration per cell."""
-    x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D = (
-        None if t is None else t.to(scan.compute_dtype) for t in scan
-    )
-    height, width = x.shape[1:3]
+    maps = scan.computed()
+    A_top, A_left, D = maps.A_top, maps.A_left, maps.D
+    height, width = maps.x.shape[1:3]
     # unbind, not indexing: its backward does not write a whole map of zeros for every cell
     x, delta_top, delta_left, B_top, B_left, C = (
-        t.flatten(1, 2).unbind(1) for t in (x, delta_top, delta_left, B_top, B_left, C)
+        t.flatten(1, 2).unbind(1) for t in (maps.x, maps.delta_top, maps.delta_left, maps.B_top, maps.B_left, maps.C)
     )
     states: list[Tensor] = []
     outputs = []
@@ -48,7 +47,7 @@ def backward(grad: Tensor, states: Tensor, scan: Wavefront) -> tuple[Tensor | No
     shut = C._dispatch_tls_local_exclude_set().remove(C.DispatchKey.AutogradFunctionality)
     with C._ForceDispatchKeyGuard(C._dispatch_tls_local_include_set(), shut), torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in scan]
-        y = wavefront_scan_reference(Wavefront(*leaves))
+        y = wavefront_scan_reference(Wavefront._make(leaves))
         given = [t for t in leaves if t is not None]
         grads = iter(torch.autograd.grad(y, given, grad, materialize_grads=True))
     return tuple(None if t is None else next(grads).contiguous() for t in leaves)
