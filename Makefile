@@ -90,22 +90,22 @@ $(WORK)/demo/last.pth.tar:
 SCENES := $(WORK)/digit_scenes
 demo-detection: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
-		--work-dir $(WORK)/demo-detection --data-root $(SCENES) \
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py --config configs/detection/digits/mask_rcnn_test_vmamba_digits.py \
+		--output $(WORK)/demo-detection --data-dir $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-detection/*/vis_data/vis_image"
 
 demo-segmentation: $(VENV)/.openmmlab | $(WORK)/demo/last.pth.tar
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/upernet_test_vmamba_digits.py \
-		--work-dir $(WORK)/demo-segmentation --data-root $(SCENES) \
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py --config configs/segmentation/digits/upernet_test_vmamba_digits.py \
+		--output $(WORK)/demo-segmentation --data-dir $(SCENES) \
 		--cfg-options model.backbone.pretrained=$(WORK)/demo/last.pth.tar
 	@echo "pictures, truth beside prediction: $(WORK)/demo-segmentation/*/vis_data/vis_image"
 
 demo-unet: $(VENV)/.openmmlab
 	$(BIN)/python tools/prepare_digits.py --scenes --output $(SCENES)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py configs/segmentation/digits/ultralight_vm_unet_digits.py \
-		--work-dir $(WORK)/demo-unet --data-root $(SCENES)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/openmmlab_train.py --config configs/segmentation/digits/ultralight_vm_unet_digits.py \
+		--output $(WORK)/demo-unet --data-dir $(SCENES)
 	@echo "pictures, truth beside prediction: $(WORK)/demo-unet/*/vis_data/vis_image"
 
 RESTORED := $(WORK)/demo-restoration

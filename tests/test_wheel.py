@@ -99,8 +99,8 @@ def test_without_a_compiler(wheel_without_compiler, tmp_path):
 
 
 DETECTOR = """
-from visionssm.openmmlab import launching
-assert launching.train(["detector.py", "--data-root", "scenes", "--work-dir", "work"]) == 0
+from visionssm.commands.openmmlab_train import main
+assert main(["--config", "detector.py", "--data-dir", "scenes", "--output", "work"]) == 0
 """
 
 

@@ -131,12 +131,18 @@ def run_tool(*arguments):
 
 
 def test_tool_writes_markdown_and_rows(tmp_path, capsys):
-    models = "test_vmamba", "test_vim"
+    models = "--model", "test_vmamba", "test_vim", "--amp", "--amp-dtype", "bfloat16"
     assert run_tool(*models, "--img-size", "32", "64", "-b", "4", "--output", str(tmp_path / "m.md")) == 0
     text = (tmp_path / "m.md").read_text()
-    assert "python tools/memory.py test_vmamba test_vim --img-size 32 64 -b 4" in text
+    assert (
+        "python tools/memory.py --model test_vmamba test_vim --amp --amp-dtype bfloat16 --img-size 32 64 -b 4" in text
+    )
     assert text.count("| `test_vmamba` |") == text.count("| `test_vim` |") == 2
-    assert run_tool("test_vmamba", "--img-size", "64", "-b", "4", "--output", str(tmp_path / "m.json")) == 0
+    capsys.readouterr()
+    former = "test_vmamba", "--precision", "bfloat16"
+    assert run_tool(*former, "--img-size", "64", "-b", "4", "--output", str(tmp_path / "m.json")) == 0
+    told = capsys.readouterr().err
+    assert "is now given as --model test_vmamba" in told and "now called --amp --amp-dtype bfloat16" in told
     plain, saving = json.loads((tmp_path / "m.json").read_text())
     assert not plain["checkpointing"] and saving["checkpointing"]
     memory = training_memory("test_vmamba", 64)
@@ -147,8 +153,8 @@ def test_tool_writes_markdown_and_rows(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, found",
     [
-        (["vmambo*"], "no model matches vmambo*; known: "),
-        (["test_vmamba", "--img-size", "8"], "--img-size takes 32 and more"),
+        (["--model", "vmambo*"], "no model matches vmambo*"),
+        (["--model", "test_vmamba", "--img-size", "8"], "--img-size takes 32 and more"),
     ],
 )
 def test_tool_refuses(arguments, found, capsys):

@@ -36,12 +36,12 @@ def test_every_weight_is_of_one_unit_or_of_the_root(name):
 
 def test_command(tmp_path, capsys):
     pytest.importorskip("triton")
-    argv = ["test_vmamba", "--img-size", "32", "-b", "8", "--processes", "2", "8", "--throughput", "1000"]
+    argv = ["--model", "test_vmamba", "--img-size", "32", "-b", "8", "--processes", "2", "8", "--throughput", "1000"]
     assert memory_command.main([*argv, "--output", str(tmp_path / "rows.json")]) == 0
     plain, saving = json.loads((tmp_path / "rows.json").read_text())
     assert plain["ddp_sent_mib"]["2"] == plain["weights_mib"] and saving["fsdp_gib"].keys() == {"2", "8"}
     assert memory_command.main([*argv, "--price", "2", "--epochs", "90"]) == 0
     out = capsys.readouterr().out
     assert "| ImageNet-1K, 1,281,167 | 8 | 4.0 | 32 | 64 |" in out
-    assert memory_command.main(["test_vmamba", "--price", "2"]) == 2
+    assert memory_command.main(["--model", "test_vmamba", "--price", "2"]) == 2
     assert torch.get_default_dtype() == torch.float32

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "told",
     [
-        ["erf", "--model", "test_vmamba", "test_vim", "resnet10t", "--img-size", "64", "--images", "2"],
+        ["erf", "--model", "test_vmamba", "test_vim", "resnet10t", "--img-size", "64", "--samples", "2"],
         ["attention", "IMAGE", "--model", "test_vmamba", "--img-size", "32", "--token", "0", "0"],
         ["attention", "IMAGE", "--model", "test_vim", "--img-size", "32", "--unified", "--route", "1"],
         ["contributions", "IMAGE", "--model", "test_vim", "--img-size", "32", "--layer", "blocks.1"],
@@ -53,7 +53,7 @@ def test_every_command_writes_a_picture(told, folder, tmp_path, capsys):
 
 
 def test_the_table_of_receptive_fields(folder, tmp_path, capsys):
-    told = ["erf", "--model", "test_vmamba", "--img-size", "48", "--images", "2", "--data-dir", str(folder)]
+    told = ["erf", "--model", "test_vmamba", "--img-size", "48", "--samples", "2", "--data-dir", str(folder)]
     assert main([*told, "-o", str(tmp_path / "erf.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | pixels | 20% | 30% | 50% | 90% | 99% |"

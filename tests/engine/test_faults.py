@@ -123,7 +123,7 @@ def test_dead_loader_process(image_folder, tmp_path, script):
     argv = command(image_folder, tmp_path / "run", workers=1, batch_size=2, recovery_interval=2)
     result = subprocess.run([argv[0], "-c", script, *argv[1:]], env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
-    assert "a loader process died" in result.stderr and "in epoch 1 after step" in result.stderr
+    assert "a loader process died" in result.stderr and "in epoch 0 after step" in result.stderr
     assert "killed by signal: Killed" in result.stderr and "--resume auto" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     if script == KILLED_WHILE_WRITING:

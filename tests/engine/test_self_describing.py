@@ -96,7 +96,7 @@ def test_more_epochs_take_the_new_schedule_at_once(run, capsys):
     assert run(epochs=2) == 0
     assert run(epochs=4, resume="auto", weight_decay=0.07) == 0
     assert (
-        "epochs 2 -> 4, weight_decay 2e-05 -> 0.07; the learning rate of epoch 3 is 1.000e-03"
+        "epochs 2 -> 4, weight_decay 2e-05 -> 0.07; the learning rate of epoch 2 is 1.000e-03"
         in capsys.readouterr().out
     )
     rates = [float(row["lr"]) for row in csv.DictReader((run.folder / "run" / "summary.csv").open())]

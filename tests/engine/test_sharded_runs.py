@@ -69,7 +69,7 @@ def test_consolidation_and_a_damaged_checkpoint(run, capsys):
     assert run(fsdp=True, epochs=1) == 0
     (path,) = sharded_checkpoints(run.folder / "run")
     for given in (path, run.folder / "run"):
-        assert consolidate.main([str(given), str(run.folder / "file.pth.tar")]) == 0
+        assert consolidate.main(["--checkpoint", str(given), "--output", str(run.folder / "file.pth.tar")]) == 0
         assert_same_weights(run.folder / "file.pth.tar", run.folder / "run" / "last.pth.tar")
     with pytest.raises(CheckpointError, match="tools/consolidate.py makes a file"):
         load(path)
@@ -80,7 +80,9 @@ def test_consolidation_and_a_damaged_checkpoint(run, capsys):
     captured = capsys.readouterr()
     assert f"checkpoint {path} is damaged or incomplete" in captured.out
     assert "is readable; start anew with --overwrite" in captured.err
-    assert consolidate.main([str(run.folder / "run"), str(run.folder / "other.pth.tar")]) == 2
+    assert (
+        consolidate.main(["--checkpoint", str(run.folder / "run"), "--output", str(run.folder / "other.pth.tar")]) == 2
+    )
     assert "holds no sharded checkpoint that is readable" in capsys.readouterr().err
 
 

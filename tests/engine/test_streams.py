@@ -86,7 +86,7 @@ def shards(image_folder, tmp_path_factory):
     """The image folder as shards of a few images, written by the command."""
     pytest.importorskip("webdataset", reason="webdataset is not installed; it comes with the extra 'data'")
     folder = tmp_path_factory.mktemp("shards")
-    assert shards_command.main([str(image_folder), str(folder), "--megabytes", "0.008"]) == 0
+    assert shards_command.main(["--data-dir", str(image_folder), "--output", str(folder), "--megabytes", "0.008"]) == 0
     return folder
 
 
@@ -95,7 +95,7 @@ def test_command_writes_what_verification_and_timm_read(image_folder, shards, ca
     train = info["splits"]["train"]
     assert sum(train["shard_lengths"]) == train["num_samples"] == 24 and len(train["filenames"]) > 3
     assert info["class_to_idx"] == {"circle": 0, "cross": 1, "stripes": 2}
-    assert shards_command.main(["--verify", str(shards), "--source", str(image_folder)]) == 0
+    assert shards_command.main(["--verify", str(shards), "--data-dir", str(image_folder)]) == 0
     assert "36 samples, 0 shard(s) with mistakes" in capsys.readouterr().out
     dataset = datasets.open_dataset("wds/shapes", str(shards), "train", is_training=True)
     assert datasets.class_names(dataset) == ["circle", "cross", "stripes"]
@@ -117,7 +117,7 @@ def test_verification_and_index(image_folder, shards, tmp_path, capsys):
         number = int(archive.getnames()[0].split(".")[0])
     paths = sorted((other / "train").rglob("*.png"), key=lambda p: (p.parent.name, int(p.stem)))
     shutil.copy(image_folder / "validation" / "cross" / "0.png", paths[number])
-    assert shards_command.main(["--verify", str(folder), "--source", str(other)]) == 1
+    assert shards_command.main(["--verify", str(folder), "--data-dir", str(other)]) == 1
     captured = capsys.readouterr()
     assert f"{first}: cannot be read" in captured.out and "3 shard(s) with mistakes" in captured.err
     assert f"{second}: sample {number:09d} differs from {paths[number]}" in captured.out
@@ -126,7 +126,7 @@ def test_verification_and_index(image_folder, shards, tmp_path, capsys):
     assert shards_command.main(["--index", str(folder)]) == 0
     info = json.loads((folder / "_info.json").read_text())["splits"]
     assert set(info) == {"train", "validation"} and info["validation"]["num_samples"] == 12
-    assert shards_command.main([str(image_folder), str(folder)]) == 2
+    assert shards_command.main(["--data-dir", str(image_folder), "--output", str(folder)]) == 2
     assert "give --overwrite" in capsys.readouterr().err
 
 

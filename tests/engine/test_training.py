@@ -1,6 +1,8 @@
 """Short runs: what they write, how they continue, when they stop."""
 
 import csv
+import json
+import re
 import signal
 import sys
 import tarfile
@@ -18,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from visionssm.commands import _training as train_module
 from visionssm.commands._arguments import parse_args
 from visionssm.commands._options import OptimOptions, TrainOptions, cut
+from visionssm.commands.compare import main as compare
 from visionssm.engine.inference.classifier import load_classifier
 from visionssm.engine.training import stopping
 from visionssm.engine.training.stopping import StopRequest
@@ -78,6 +81,21 @@ def test_files_of_a_run(run):
     assert yaml.safe_load((folder / "args.yaml").read_text())["model"] == "test_vmamba"
     with Image.open(folder / "curve.png") as image:
         assert image.width > 500
+
+
+def test_epochs_have_one_number(run):
+    """In the names of files, the table, what is printed and what compare says: counted from 0."""
+    assert run() == 0
+    folder = run.folder / "run"
+    told = (folder / "train.log").read_text()
+    number = int(re.search(r"best top1 \S+ in epoch (\d+) \(", told)[1])
+    best = load(folder / "model_best.pth.tar")
+    assert load(folder / f"checkpoint-{number}.pth.tar")["metric"] == best["metric"] and best["epoch"] == number
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert float(rows[number]["eval_top1"]) == pytest.approx(best["metric"]) and rows[number]["epoch"] == str(number)
+    assert re.findall(r"epoch (\d/\d) done", told) == ["0/1", "1/1"]
+    assert compare([str(folder), "--results-file", str(folder / "compared.json")]) == 0
+    assert json.loads((folder / "compared.json").read_text())[0]["in_epoch"] == number
 
 
 def test_tar_files_train_like_the_folder(run, image_folder, tmp_path):

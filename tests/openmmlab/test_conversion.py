@@ -152,8 +152,11 @@ def test_a_whole_file_goes_through_the_command(make_config, path, arguments, tmp
     command = [
         sys.executable,
         str(ROOT / "tools/convert.py"),
+        "--config",
         str(config),
+        "--checkpoint",
         str(tmp_path / "epoch_12.pth"),
+        "--output",
         str(tmp_path / "converted.pth"),
     ]
     result = subprocess.run(

@@ -12,7 +12,9 @@ pytest.importorskip("mmcv", reason="mmcv is not installed")
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from visionssm.openmmlab import launching, prediction  # noqa: E402
+from visionssm.commands import openmmlab_predict as predict  # noqa: E402
+from visionssm.commands import openmmlab_test as evaluate  # noqa: E402
+from visionssm.commands import openmmlab_train as train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # the model and images that a test can afford, in place of VMamba-T and 1333 x 800 pixels
@@ -76,17 +78,18 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_four_steps_run_as_documented(project, capsys):
-    common = ["--work-dir", "work/mine", "--cfg-options", *SMALL]
-    assert launching.train(["mine.py", "--auto-scale-lr", *common, "experiment_name=own-train"]) == 0
+    common = ["--output", "work/mine", "--cfg-options", *SMALL]
+    assert train.main(["--config", "mine.py", "--auto-scale-lr", *common, "experiment_name=own-train"]) == 0
     checkpoint = "work/mine/epoch_1.pth"
     capsys.readouterr()
-    assert launching.test(["mine.py", checkpoint, "--show-dir", "pictures", *common, "experiment_name=own-test"]) == 0
+    tested = ["--config", "mine.py", "--checkpoint", checkpoint, "--show-dir", "pictures"]
+    assert evaluate.main([*tested, *common, "experiment_name=own-test"]) == 0
     assert "coco/bbox_mAP_50" in capsys.readouterr().out
     assert sorted(path.name for path in Path("pictures").iterdir()) == ["0.png", "1.png"]
 
     # the command reads the config alone, which the training wrote down with all that was changed
     assert (
-        prediction.main(
+        predict.main(
             [
                 "data/mine/val",
                 "--config",
@@ -119,8 +122,16 @@ def test_mistakes_are_named_before_the_first_iteration(project, capsys, change, 
     assert change in config
     Path("mine.py").write_text(config.replace(change, wrong))
     assert (
-        launching.train(
-            ["mine.py", "--work-dir", "work/mine", "--cfg-options", *SMALL, f"experiment_name=own-{hash(change)}"]
+        train.main(
+            [
+                "--config",
+                "mine.py",
+                "--output",
+                "work/mine",
+                "--cfg-options",
+                *SMALL,
+                f"experiment_name=own-{hash(change)}",
+            ]
         )
         == 2
     )

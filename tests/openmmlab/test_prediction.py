@@ -13,9 +13,10 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from visionssm.commands.openmmlab_predict import main  # noqa: E402
 from visionssm.errors import UserError  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
-from visionssm.openmmlab.prediction import Predictor, main, objects, shares  # noqa: E402
+from visionssm.openmmlab.prediction import Predictor, objects, shares  # noqa: E402
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "openmmlab_predict.py"
 DETECTOR = TOOL.parents[1] / "configs/detection/digits/mask_rcnn_test_vmamba_digits.py"

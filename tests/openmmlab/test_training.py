@@ -23,6 +23,8 @@ from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from tests.families import PICO, at_size, is_plain, mostly_slow  # noqa: E402
+from visionssm.commands import openmmlab_test as evaluate  # noqa: E402
+from visionssm.commands import openmmlab_train as train  # noqa: E402
 from visionssm.digits.scenes import write_scenes  # noqa: E402
 from visionssm.models import CheckpointError  # noqa: E402
 from visionssm.openmmlab import launching  # noqa: E402
@@ -281,7 +283,7 @@ def launch(tool, *arguments, processes=None):
 
 def options(scenes, iterations):
     return [
-        "--data-root",
+        "--data-dir",
         scenes,
         "--cfg-options",
         "model.backbone.pretrained=False",
@@ -294,10 +296,10 @@ def options(scenes, iterations):
 
 
 def test_a_killed_training_continues_from_its_last_checkpoint(scenes, tmp_path):
-    train = ("openmmlab_train.py", SEGMENTATION, "--work-dir", tmp_path, "--resume")
+    script = ("openmmlab_train.py", "--config", SEGMENTATION, "--output", tmp_path, "--resume")
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
-            command(*train, *options(scenes, 100000)), stdout=output, stderr=output, env=environment()
+            command(*script, *options(scenes, 100000)), stdout=output, stderr=output, env=environment()
         )
         while launching.latest_checkpoint(tmp_path) is None and process.poll() is None:
             time.sleep(0.1)
@@ -309,7 +311,7 @@ def test_a_killed_training_continues_from_its_last_checkpoint(scenes, tmp_path):
     done = int(last.stem.split("_")[1])
     (tmp_path / f"iter_{done + 1}.pth").write_bytes(last.read_bytes()[:1000])
     (tmp_path / "last_checkpoint").write_text("")
-    result = launch(*train, *options(scenes, done + 2))
+    result = launch(*script, *options(scenes, done + 2))
     assert result.returncode == 0, result.stderr
     assert f"resumed epoch: 0, iter: {done}" in result.stdout + result.stderr
     first = f"[{done + 1}/{done + 2}]".replace("[", r"\[\s*").replace("]", r"\]")
@@ -331,18 +333,20 @@ def test_without_a_checkpoint_resuming_starts_anew(tmp_path):
     [pytest.param(DETECTION, id="detection"), pytest.param(SEGMENTATION, id="segmentation", marks=pytest.mark.slow)],
 )
 def test_two_processes_train_and_what_they_saved_is_tested_and_drawn(config, scenes, tmp_path):
-    result = launch("openmmlab_train.py", config, "--work-dir", tmp_path, *options(scenes, 2), processes=2)
+    result = launch("openmmlab_train.py", "--config", config, "--output", tmp_path, *options(scenes, 2), processes=2)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "iter_2.pth").is_file()
     result = launch(
         "openmmlab_test.py",
+        "--config",
         config,
+        "--checkpoint",
         tmp_path / "iter_2.pth",
-        "--work-dir",
+        "--output",
         tmp_path,
         "--show-dir",
         tmp_path / "pictures",
-        "--data-root",
+        "--data-dir",
         scenes,
     )
     assert result.returncode == 0, result.stderr
@@ -392,8 +396,9 @@ def test_finetuning_begins_with_what_fits(checkpoint, scenes, tmp_path):
 
 def test_the_launcher_finetunes(checkpoint, scenes, tmp_path, capfd):
     arguments = [
+        "--config",
         str(SEGMENTATION),
-        "--work-dir",
+        "--output",
         str(tmp_path),
         *map(str, options(scenes, 1)),
         "optim_wrapper.optimizer.lr=0.0",
@@ -401,14 +406,14 @@ def test_the_launcher_finetunes(checkpoint, scenes, tmp_path, capfd):
     ]
     # the backbone comes from the file, not from a classifier that is not there
     arguments += [f"load_from={checkpoint}", "model.backbone.pretrained=absent.pth"]
-    assert launching.train([*arguments, "experiment_name=finetune"]) == 0
+    assert train.main([*arguments, "experiment_name=finetune"]) == 0
     saved = [torch.load(path, weights_only=False)["state_dict"] for path in (checkpoint, tmp_path / "iter_1.pth")]
     weights = [k for k in saved[0] if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert all(torch.equal(saved[0][k], saved[1][k]) for k in weights), "without a learning rate nothing changes"
 
     torch.save({"state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     arguments[-2] = f"load_from={tmp_path / 'other.pth'}"
-    assert launching.train([*arguments, "experiment_name=other"]) == 2
+    assert train.main([*arguments, "experiment_name=other"]) == 2
     assert "does not fill the backbone" in capfd.readouterr().err
 
 
@@ -426,32 +431,32 @@ def test_an_error_in_training_keeps_its_traceback(scenes, tmp_path, monkeypatch,
         return runner
 
     monkeypatch.setattr(launching, "build_runner", with_a_fault)
-    arguments = [str(SEGMENTATION), "--work-dir", str(tmp_path), *map(str, options(scenes, 1))]
+    arguments = ["--config", str(SEGMENTATION), "--output", str(tmp_path), *map(str, options(scenes, 1))]
     with pytest.raises(ValueError, match="in the middle of training") as error:
-        launching.train([*arguments, "experiment_name=fault"])
+        train.main([*arguments, "experiment_name=fault"])
     assert error.traceback[-1].name == "before_train_iter"
-    assert "error:" not in capsys.readouterr().err
+    assert "openmmlab_train:" not in capsys.readouterr().err
 
 
 def test_the_launcher_prints_groups(capsys):
-    arguments = [str(SEGMENTATION), "--show-groups", "--cfg-options", "model.backbone.pretrained=False"]
-    assert launching.train(arguments) == 0
+    arguments = ["--config", str(SEGMENTATION), "--show-groups", "--cfg-options", "model.backbone.pretrained=False"]
+    assert train.main(arguments) == 0
     table = capsys.readouterr().out
     assert "weight decay" in table and "0.001" in table
 
 
 def test_the_launchers_refuse_bad_input_in_one_sentence(checkpoint, scenes, tmp_path, capsys):
     def refused(entry, *arguments):
-        assert entry([*map(str, arguments), "--work-dir", str(tmp_path)]) == 2
+        assert entry([*map(str, arguments), "--output", str(tmp_path)]) == 2
         return capsys.readouterr().err
 
-    assert "no config at" in refused(launching.train, tmp_path / "absent.py")
-    assert "which does not exist" in refused(launching.train, SEGMENTATION, "--data-root", tmp_path / "absent")
-    assert "which does not exist" in refused(launching.test, SEGMENTATION, checkpoint, "--data-root", tmp_path)
+    assert "no config at" in refused(train.main, "--config", tmp_path / "absent.py")
+    assert "which does not exist" in refused(train.main, "--config", SEGMENTATION, "--data-dir", tmp_path / "absent")
+    assert "which does not exist" in refused(evaluate.main, SEGMENTATION, checkpoint, "--data-dir", tmp_path)
     absent = ("--resume", tmp_path / "absent.pth")
-    assert "to resume from" in refused(launching.train, SEGMENTATION, "--data-root", scenes, *absent)
+    assert "to resume from" in refused(train.main, "--config", SEGMENTATION, "--data-dir", scenes, *absent)
     torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
-    loaders = ["--data-root", scenes, "--cfg-options", "experiment_name=refused"]
-    assert "missing" in refused(launching.test, SEGMENTATION, tmp_path / "other.pth", *loaders)
+    loaders = ["--data-dir", scenes, "--cfg-options", "experiment_name=refused"]
+    assert "missing" in refused(evaluate.main, SEGMENTATION, tmp_path / "other.pth", *loaders)
     if not torch.cuda.is_available():
-        assert "--amp needs a GPU" in refused(launching.train, SEGMENTATION, "--amp")
+        assert "--amp needs a GPU" in refused(train.main, "--config", SEGMENTATION, "--amp")

@@ -64,11 +64,13 @@ class CommandParser(argparse.ArgumentParser):
 
     Attributes:
         former: Former names of options to those of today; they still work, and say so.
+        former_positionals: Options of today whose values were once given without one, in their order; the same.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.former: dict[str, str] = {}
+        self.former_positionals: list[str] = []
 
     def parse_known_args(self, args=None, namespace=None):
         words = []
@@ -78,7 +80,23 @@ class CommandParser(argparse.ArgumentParser):
                 print(f"{option} is now called {self.former[option]}", file=sys.stderr)
                 option = self.former[option]
             words.append(option + equals + value)
-        return super().parse_known_args(words, namespace)
+        namespace, left = super().parse_known_args(words, namespace)
+        return namespace, self._take_former_positionals(namespace, left)
+
+    def _take_former_positionals(self, namespace: argparse.Namespace, left: list[str]) -> list[str]:
+        """Give words without an option to the options that take them now; returns what nobody takes."""
+        for option in self.former_positionals:
+            action = self._option_string_actions[option]
+            words = [word for word in left if not word.startswith("-")]
+            if not words or getattr(namespace, action.dest) is not action.default:
+                continue
+            several = action.nargs == "+"
+            taken = words if several else words[:1]
+            print(f"{' '.join(taken)}: is now given as {option} {taken[0]}", file=sys.stderr)
+            setattr(namespace, action.dest, taken if several else taken[0])
+            for word in taken:
+                left.remove(word)
+        return left
 
     def error(self, message: str) -> NoReturn:
         hint = ""
@@ -86,6 +104,27 @@ class CommandParser(argparse.ArgumentParser):
             word = next((word for word in message.split()[2:] if word.startswith("-")), "")
             hint = nearest(word.partition("=")[0], self._option_string_actions) if word else ""
         self.exit(2, f"{self.prog.partition(' ')[2] or self.prog}: {message}{hint} ({self.prog} --help)\n")
+
+
+class FormerChoice(argparse.Action):
+    """An option whose values are several options now; it sets those, and says so.
+
+    Args:
+        meanings: Values of old to the destinations that they set.
+    """
+
+    def __init__(self, option_strings, dest, *, meanings: dict[str, dict[str, Any]], **kwargs):
+        told = {"choices": sorted(meanings), "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        super().__init__(option_strings, dest, **kwargs | told)
+        self.meanings = meanings
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        meaning = self.meanings[values]
+        words = [
+            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}") for key, value in meaning.items()
+        ]
+        print(f"{option_string} {values} is now called {' '.join(words) or 'the default'}", file=sys.stderr)
+        vars(namespace).update(meaning)
 
 
 class ImportModules(argparse.Action):

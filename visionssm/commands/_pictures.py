@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
 from ..files import write_atomically
+from ._help import HelpFormatter
 from ._inference_options import add_image_options, add_model_options, read_classifier
+from ._parser import CommandParser, add_general_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,11 +21,18 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+def add_command(commands: Any, name: str, **told: str) -> CommandParser:
+    """Add a command of a command, which takes what every command takes."""
+    parser: CommandParser = commands.add_parser(name, formatter_class=HelpFormatter, **told)
+    add_general_options(parser)
+    return parser
+
+
 def add_picture_options(parser: argparse.ArgumentParser, *, images: bool = True) -> None:
     """Add the model's and the images' options, and where the picture goes."""
     if images:
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-        parser.add_argument("--max-images", type=int, default=4, metavar="N", help="images at most (default: 4)")
+        parser.add_argument("--max-images", type=int, default=4, metavar="N", help="images at most")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="picture to write")
     add_model_options(parser)
     add_image_options(parser)
@@ -109,3 +118,14 @@ def module_named(model: Any, name: str | None, candidates: list[str], what: str)
         shown = ", ".join(candidates if len(candidates) <= 6 else [*candidates[:3], "...", *candidates[-2:]])
         raise UserError(f"there is no layer {name!r} with {what}{nearest(name, candidates)}; there are {shown}")
     return name
+
+
+def check_levels(classifier: "Classifier", levels: list[int]) -> None:
+    """Refuse feature levels that a model does not have."""
+    model: Any = classifier.model
+    if not hasattr(model, "forward_intermediates"):
+        raise UserError(f"{classifier.name} has no feature maps (forward_intermediates)")
+    count = len(model.feature_info)
+    for level in levels:
+        if not -count <= level < count:
+            raise UserError(f"feature level {level} does not exist: {classifier.name} has levels 0 to {count - 1}")

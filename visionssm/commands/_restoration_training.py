@@ -205,7 +205,7 @@ def build_trainer(args: argparse.Namespace, device: torch.device, world: process
         len(loader),
         len(train_pairs),
         len(eval_pairs),
-        f"continuing {path} at epoch {where.epoch + 1}, step {where.step}" if trainer.resumed else "from the beginning",
+        f"continuing {path} at epoch {where.epoch}, step {where.step}" if trainer.resumed else "from the beginning",
     )
     return trainer
 

@@ -294,7 +294,7 @@ def build_trainer(
             "other options than the run of %s: %s; the learning rate of epoch %d is %.3e",
             path,
             ", ".join(changed),
-            trainer.position.epoch + 1,
+            trainer.position.epoch,
             optimizer.param_groups[0]["lr"],
         )
     _logger.info(
@@ -302,7 +302,7 @@ def build_trainer(
         epochs,
         len(train_loader),
         updates_per_epoch,
-        f"continuing {path} at epoch {trainer.position.epoch + 1}, step {trainer.position.step}"
+        f"continuing {path} at epoch {trainer.position.epoch}, step {trainer.position.step}"
         if trainer.resumed
         else "from the beginning",
     )

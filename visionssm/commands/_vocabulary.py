@@ -135,6 +135,7 @@ OWN_DEFAULTS = {
     "opt",
     "opt-betas",
     "output",
+    "samples",
     "sched",
     "seed",
     "split",
@@ -143,6 +144,9 @@ OWN_DEFAULTS = {
 }
 # former or foreign names of options that no command may take
 FORMER = {
+    "--work-dir": "--output",
+    "--data-root": "--data-dir",
+    "--precision": "--amp --amp-dtype",
     "--csv": "--results-file",
     "--device-modules": "--import",
     "--ckpt": "--checkpoint",

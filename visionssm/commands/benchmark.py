@@ -7,15 +7,13 @@ Several values of --batch-size or --img-size sweep it. With --loader: how many i
 from --data-dir, by workers, decoder and size, against what --model eats, and what to do.
 """
 
-import argparse
 import itertools
-import sys
 from typing import Any
 
 from ..engine.data.limits import DECODERS
 from ._boundary import bounded
 from ._inference_options import add_device_options, add_model_options
-from ._parser import CommandParser, command_parser
+from ._parser import CommandParser, FormerChoice, command_parser
 from ._vocabulary import add_options
 
 # what timm's benchmark calls --precision, in the words of all other commands
@@ -26,15 +24,6 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "float16": {"model_dtype": "float16"},
     "bfloat16": {"model_dtype": "bfloat16"},
 }
-
-
-class Precision(argparse.Action):
-    """The former --precision."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        words = [f"--{key.replace('_', '-')}" + ("" if v is True else f" {v}") for key, v in PRECISIONS[values].items()]
-        print(f"--precision {values} is now called {' '.join(words) or 'the default'}", file=sys.stderr)
-        vars(namespace).update(PRECISIONS[values])
 
 
 def build_parser() -> CommandParser:
@@ -58,9 +47,7 @@ def build_parser() -> CommandParser:
     device.add_argument(
         "--model-dtype", choices=("float16", "bfloat16"), help="precision of the weights too; float32 when not given"
     )
-    device.add_argument(
-        "--precision", choices=sorted(PRECISIONS), action=Precision, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+    device.add_argument("--precision", action=FormerChoice, meanings=PRECISIONS)
     device.add_argument("--threads", type=int, metavar="N", help="CPU threads; torch's choice when not given")
     results = parser.add_argument_group("results")
     add_options(results, "results-file", "results-format")

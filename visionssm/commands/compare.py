@@ -48,13 +48,13 @@ def main(argv: list[str] | None = None) -> int:
             | {key: options.get(key) for key in differing}
             | {
                 f"best_{metric}": round(best[column], 4),
-                "in_epoch": int(best["epoch"]) + 1,
+                "in_epoch": int(best["epoch"]),
                 f"last_{metric}": round(points[-1][column], 4),
                 "epochs": len(epochs),
                 "train_loss": round(epochs[-1]["train_loss"], 4),
             }
         )
-        lines[name] = [{"epoch": row["epoch"] + 1, column: row[column], "metric": row[column]} for row in points]
+        lines[name] = [{"epoch": row["epoch"], column: row[column], "metric": row[column]} for row in points]
     rows.sort(key=lambda row: row[f"best_{metric}"], reverse="loss" not in metric)
     for line in table(rows):
         print(line)

@@ -1,9 +1,9 @@
 """Export a model to ONNX, as a torch.export program or as a folder that timm loads, and check what was written.
 
 python tools/export.py --checkpoint work/demo/last.pth.tar --output digits.onnx
-python tools/export.py vmamba_tiny_s1l8 --pretrained --img-size 384 512 --output vmamba_tiny.pt2 --standalone
-python tools/export.py vmamba_tiny_s1l8 --features-only --output maps.onnx
-python tools/export.py vm_unet --num-classes 9 --checkpoint authors.pth --output vm_unet.onnx
+python tools/export.py --model vmamba_tiny_s1l8 --pretrained --img-size 384 512 --output vmamba_tiny.pt2 --standalone
+python tools/export.py --model vmamba_tiny_s1l8 --features-only --output maps.onnx
+python tools/export.py --model vm_unet --num-classes 9 --checkpoint authors.pth --output vm_unet.onnx
 python tools/export.py --checkpoint work/demo/last.pth.tar --output FOLDER --push OWNER/NAME
 python tools/export.py --all 'test_*' --output table.md
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = command_parser(__name__, __doc__)
     add = parser.add_argument
-    add("model", nargs="?", help="name of a classifier, segmenter or restorer; a run's checkpoint says it itself")
+    parser.former_positionals = ["--model"]
     add(
         "--output",
         type=Path,
@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="export every classifier that matches to ONNX and write a table, Markdown and CSV; rows that it has stay",
     )
-    add_model_options(parser, model_help=None)
+    add_model_options(
+        parser, model_help="name of a classifier, segmenter or restorer; a run's checkpoint says it itself"
+    )
     return parser
 
 

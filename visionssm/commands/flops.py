@@ -1,7 +1,7 @@
 """Count parameters, multiply-adds and activations of models, beside the published figures and how those were counted.
 
-python tools/flops.py 'vmamba_*' resnet50 --img-size 384
-python tools/flops.py vim_small --modules 2 --format csv --output vim_small.csv
+python tools/flops.py --model 'vmamba_*' resnet50 --img-size 384
+python tools/flops.py --model vim_small --modules 2 --format csv --output vim_small.csv
 
 Without a name every model of this package is counted, at its published size. A figure more than 3 % from the published
 one is counted again by the rule of its paper, where that was found.
@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = command_parser(__name__, __doc__)
     add = parser.add_argument
-    add("models", nargs="*", metavar="PATTERN", help="names of timm models, ours or others")
+    add_options(parser, "model", nargs="+", help="names or patterns of timm models, ours or others")
+    parser.former_positionals = ["--model"]
     add("--img-size", type=int, nargs="+", metavar="N", help="height and width, or one for both")
     add_options(parser, "model-kwargs")
     add("--modules", type=int, metavar="DEPTH", help="a row for each module, so many levels deep")
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--img-size takes a height and a width of at least 1, found {args.img_size}")
     if args.modules is not None and args.modules < 0:
         raise UserError(f"--modules takes a depth of at least 0, found {args.modules}")
-    rows = _rows(_names(args.models), size, dict(args.model_kwargs), args.modules, quiet=not args.output)
+    rows = _rows(_names(args.model), size, dict(args.model_kwargs), args.modules, quiet=not args.output)
     text = _written(rows, args.format)
     if args.output and args.format == "markdown":
         command = shlex.join(["python", "tools/flops.py", *(sys.argv[1:] if argv is None else argv)])
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _names(patterns: list[str]) -> list[str]:
+def _names(patterns: list[str] | None) -> list[str]:
     from .. import list_models
     from ..engine.inference.models import expand_names
 

@@ -1,34 +1,49 @@
 """Compute the GPU memory of a training step from shapes, by model, image size and batch size.
 
-python tools/memory.py 'vmamba_*' --img-size 224 384 --batch-size 64 128
-python tools/memory.py vmamba_base_s1l20 --img-size 224 --processes 8 32 --throughput 400 --price 2
+python tools/memory.py --model 'vmamba_*' --amp --img-size 224 384 --batch-size 64 128
+python tools/memory.py --model vmamba_base_s1l20 --amp --img-size 224 --processes 8 32 --throughput 400 --price 2
 
-With --processes: what each process of DDP and of FSDP2 takes, and what it sends in a step. With --throughput: hours,
-and with --price what they cost.
+Without a name every published variant is computed. With --processes: what each process of DDP and of FSDP2 takes, and
+what it sends in a step. With --throughput: hours, and with --price what they cost.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .. import list_models
-from ..analysis.memory import PRECISIONS, TrainingMemory, training_memory
-from ..analysis.scaling import IMAGES, Weights, hours, weights_of
+from ..errors import UserError, nearest
 from ..files import write_text
-from ._help import HelpFormatter
+from ._boundary import bounded
+from ._parser import CommandParser, FormerChoice, command_parser
+from ._vocabulary import add_options
+
+if TYPE_CHECKING:
+    from ..analysis.memory import TrainingMemory
 
 GIB, MIB = 2**30, 2**20
+# what --precision said, in the words of all other commands
+PRECISIONS = {
+    "float32": {"amp": False},
+    "float16": {"amp": True, "amp_dtype": "float16"},
+    "bfloat16": {"amp": True, "amp_dtype": "bfloat16"},
+}
 
 
 def row(name: str, size: int, checkpointing: bool, args: argparse.Namespace) -> dict:
     """What one setting takes, in MiB and GiB."""
-    memory: TrainingMemory = training_memory(name, size, precision=args.precision, checkpointing=checkpointing)
+    from ..analysis.memory import training_memory
+
+    precision = args.amp_dtype if args.amp else "float32"
+    memory = training_memory(name, size, precision=precision, checkpointing=checkpointing)
     return several(name, memory, args) | {
         "model": name,
         "img_size": size,
-        "precision": args.precision,
+        "precision": precision,
         "checkpointing": checkpointing,
         "fixed_mib": round((memory.state + memory.shared) / MIB, 1),
         "per_image_mib": round(memory.per_image / MIB, 2),
@@ -43,10 +58,11 @@ def several(name: str, memory: TrainingMemory, args: argparse.Namespace) -> dict
         return {}
     import timm
 
+    from ..analysis.scaling import weights_of
     from ..engine.training.sharding import units
 
     model = timm.create_model(name, device="meta")
-    weights: Weights = weights_of(model, units(model))
+    weights = weights_of(model, units(model))
     return {
         "weights_mib": round(weights.total / MIB, 1),
         "ddp_gib": {b: round(weights.ddp_memory(memory, b) / GIB, 2) for b in args.batch_size},
@@ -83,6 +99,8 @@ def processes_table(rows: list[dict], args: argparse.Namespace) -> list[str]:
 
 def cost_lines(args: argparse.Namespace) -> list[str]:
     """Hours, and their price, from the throughput that the reader has measured."""
+    from ..analysis.scaling import IMAGES, hours
+
     lines = [
         "## Hours",
         "",
@@ -104,7 +122,7 @@ def cost_lines(args: argparse.Namespace) -> list[str]:
 
 def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str:
     """The rows as one table for each image size; every cell says it without and with checkpointing."""
-    autocast = "without autocast" if args.precision == "float32" else f"under {args.precision} autocast"
+    autocast = f"under {args.amp_dtype} autocast" if args.amp else "without autocast"
     lines = [
         "# Memory of a training step",
         "",
@@ -152,44 +170,42 @@ def as_markdown(rows: list[dict], args: argparse.Namespace, command: str) -> str
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
-    add = parser.add_argument
-    add("models", nargs="*", metavar="PATTERN", help="names of models; all published variants if none is given")
-    add("--img-size", nargs="+", type=int, default=[224, 384, 512], metavar="N", help="image heights and widths")
-    add("-b", "--batch-size", nargs="+", type=int, default=[32, 64, 128], metavar="N", help="images per GPU")
-    add("--precision", choices=list(PRECISIONS), default="bfloat16", help="float32, or autocast's lower precision")
-    add("--limit", type=float, default=80.0, metavar="GIB", help="memory for the column of the largest batch")
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = command_parser(__name__, __doc__)
+    group = parser.add_argument_group("what is computed")
+    add_options(group, "model", nargs="+", help="names or patterns of models of this package")
+    add_options(group, "img-size", nargs="+", default=[224, 384, 512], help="image heights and widths")
+    add_options(group, "batch-size", nargs="+", default=[32, 64, 128], help="images per GPU")
+    group.add_argument("--limit", type=float, default=80.0, metavar="GIB", help="memory for the largest batch's column")
+    precision = parser.add_argument_group("precision")
+    add_options(precision, "amp", "amp-dtype")
+    precision.add_argument("--precision", action=FormerChoice, meanings=PRECISIONS)
+    group = parser.add_argument_group("several processes, and what they cost")
+    add = group.add_argument
     add("--processes", nargs="+", type=int, metavar="N", help="also what each of N processes takes and sends")
     add("--throughput", type=float, metavar="X", help="images per second and GPU, as you measured it: adds the hours")
     add("--epochs", type=int, default=300, metavar="N", help="epochs of these hours")
     add("--price", type=float, metavar="X", help="price of a GPU hour, for what these hours cost")
-    add("--output", metavar="FILE", help="write there instead of printing; .json gives rows, any other ending Markdown")
-    args = parser.parse_args(argv)
-    names = list_models(args.models or ["*"])
-    if not args.models:
-        names = [name for name in names if not name.startswith("test_")]
-    if not names:
-        print(f"no model matches {' '.join(args.models)}; known: {', '.join(list_models())}", file=sys.stderr)
-        return 2
-    small = min(args.img_size + args.batch_size)
-    if small < 1 or min(args.img_size) < 32:
-        print(f"--img-size takes 32 and more, --batch-size 1 and more; found {small}", file=sys.stderr)
-        return 2
-    if min([*(args.processes or [1]), args.epochs, args.throughput or 1, args.price or 1]) <= 0:
-        print("--processes, --epochs, --throughput and --price take values above 0", file=sys.stderr)
-        return 2
-    if args.price and not args.throughput:
-        print("--price needs the images per second: give --throughput too", file=sys.stderr)
-        return 2
+    parser.add_argument_group("output").add_argument(
+        "--output", metavar="FILE", help="write there instead of printing; .json gives rows, any other ending Markdown"
+    )
+    parser.former_positionals = ["--model"]
+    return parser
+
+
+@bounded
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    args = build_parser().parse_args(argv)
+    _check(args)
     rows = []
     for size in args.img_size:
-        for name in names:
+        for name in _names(args.model):
             try:
                 rows += [row(name, size, checkpointing, args) for checkpointing in (False, True)]
             except ImportError as error:
-                print(f"memory: {error}", file=sys.stderr)
-                return 2
+                raise UserError(str(error)) from error
             if args.output:
                 print(
                     f"{name} at {size} pixels: {rows[-2]['per_image_mib']} MiB per image, "
@@ -204,3 +220,24 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(text)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is computed."""
+    if min(args.img_size) < 32 or min(args.batch_size) < 1:
+        found = min(args.img_size + args.batch_size)
+        raise UserError(f"--img-size takes 32 and more, --batch-size 1 and more; found {found}")
+    if min([*(args.processes or [1]), args.epochs, args.throughput or 1, args.price or 1]) <= 0:
+        raise UserError("--processes, --epochs, --throughput and --price take values above 0")
+    if args.price and not args.throughput:
+        raise UserError("--price needs the images per second: give --throughput too")
+
+
+def _names(patterns: list[str] | None) -> list[str]:
+    from .. import list_models
+
+    if not patterns:
+        return [name for name in list_models() if not name.startswith("test_")]
+    if names := list_models(patterns):
+        return names
+    raise UserError(f"no model matches {' '.join(patterns)}{nearest(patterns[0], list_models())} (visionssm list)")

@@ -1,7 +1,7 @@
 """Write an image folder as WebDataset shards, count existing ones, or verify them.
 
-python tools/shards.py work/digits work/shards --megabytes 1
-python tools/shards.py --verify work/shards --source work/digits
+python tools/shards.py --data-dir work/digits --output work/shards --megabytes 1
+python tools/shards.py --verify work/shards --data-dir work/digits
 
 A shard is a tar file of images beside their labels; `_info.json` lists them with their lengths. Training reads them
 with --dataset wds/NAME --data-dir FOLDER, from a disk or from any URL that webdataset opens.
@@ -14,23 +14,30 @@ from pathlib import Path
 from ..errors import UserError
 from ._boundary import bounded
 from ._parser import CommandParser, command_parser
+from ._vocabulary import add_options
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command."""
     parser = command_parser(
-        __name__, __doc__, usage="visionssm shards (SOURCE OUTPUT | --index FOLDER | --verify FOLDER) [options]"
+        __name__,
+        __doc__,
+        usage="visionssm shards (--data-dir DIR --output DIR | --index FOLDER | --verify FOLDER) [options]",
     )
     add = parser.add_argument
-    add("folders", nargs="*", metavar="SOURCE OUTPUT", help="image folder with its splits inside, and where to write")
+    add_options(
+        parser, "data-dir", help="image folder with its splits inside; with --verify: compare with it, byte by byte"
+    )
+    add("--output", metavar="DIR", help="where to write")
     add("--index", metavar="FOLDER", help="count the samples of the tar files there and list them in _info.json")
     add("--verify", metavar="FOLDER", help="read all shards there: lengths, images, labels")
-    add("--source", metavar="DIR", help="with --verify: compare with the images of this folder, byte by byte")
     add("--split", nargs="+", metavar="NAME", help="splits; train and validation, or all that are listed")
     add("--megabytes", type=float, default=256.0, metavar="X", help="size of a shard in 10^6 bytes")
-    add("--seed", type=int, default=42, metavar="N", help="seed of the order")
-    add("--in-chans", type=int, default=3, metavar="N", help="channels that --verify decodes to")
+    add_options(parser, "seed", help="seed of the order")
+    add_options(parser, "in-chans", default=3, help="channels that --verify decodes to")
     add("--overwrite", action="store_true", help="replace shards of the same splits")
+    parser.former["--source"] = "--data-dir"
+    parser.former_positionals = ["--data-dir", "--output"]
     return parser
 
 
@@ -38,17 +45,23 @@ def build_parser() -> CommandParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code; 1 where verification found something."""
     args = build_parser().parse_args(argv)
-    chosen = [bool(args.folders), bool(args.index), bool(args.verify)]
-    if sum(chosen) != 1 or len(args.folders) not in (0, 2):
-        raise UserError("give an image folder and where to write, or --index FOLDER, or --verify FOLDER")
+    writes = bool(args.data_dir and args.output)
+    if [writes, bool(args.index), bool(args.verify)].count(True) != 1:
+        raise UserError("give --data-dir, an image folder, and --output, or --index FOLDER, or --verify FOLDER")
     if args.megabytes <= 0:
         raise UserError(f"--megabytes must be more than 0, got {args.megabytes:g}")
     if args.index:
         return index(Path(args.index), args.split)
     if args.verify:
-        return verify(Path(args.verify), args.source, args.split, args.in_chans)
-    source, output = args.folders
-    return write(source, Path(output), args.split or ["train", "validation"], args.megabytes, args.seed, args.overwrite)
+        return verify(Path(args.verify), args.data_dir, args.split, args.in_chans)
+    return write(
+        args.data_dir,
+        Path(args.output),
+        args.split or ["train", "validation"],
+        args.megabytes,
+        args.seed,
+        args.overwrite,
+    )
 
 
 def write(source: str, output: Path, splits: list[str], megabytes: float, seed: int, overwrite: bool) -> int:

@@ -72,7 +72,7 @@ def _check_exists(path: str, where: str) -> None:
     if path and "://" not in path and not os.path.exists(path):
         raise ConfigError(
             f"the config's {where} reads {path!r}, which does not exist; put the data there, or name its "
-            "folder by --data-root"
+            "folder by --data-dir"
         )
 
 

@@ -1,11 +1,11 @@
-"""Training and testing through mmengine's Runner, from a command line."""
+"""Training and testing through mmengine's Runner."""
 
 import argparse
 import os
-import sys
 import zipfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +27,50 @@ from .resuming import histories_allowed
 from .weights import load_matching, load_strictly
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that training and testing share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a config of mmdet or mmseg")
-    parser.add_argument("--work-dir", help="folder for logs, checkpoints and pictures (default: work/<config's name>)")
-    parser.add_argument("--data-root", metavar="DIR", help="folder of the data, in place of the config's")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="settings that override the config's, as train_dataloader.batch_size=4",
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        help="how the processes were started (default: pytorch under torchrun, else none)",
-    )
-    return parser
+@dataclass(frozen=True)
+class Launch:
+    """What training and testing share.
+
+    Args:
+        config: File of a config of mmdet or mmseg.
+        work_dir: Folder for logs, checkpoints and pictures; the config's, or `work/<its name>`, when not given.
+        data_root: Folder of the data, in place of the config's.
+        settings: What overrides the config's, as `read_settings` returns it.
+        launcher: How the processes were started: none, pytorch, slurm or mpi; pytorch under torchrun, else none, when
+            not given.
+    """
+
+    config: str
+    work_dir: str | None = None
+    data_root: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    launcher: str | None = None
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read a config, apply the command line to it, fill in channels, and adapt it to a machine without GPU.
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Return `key=value` texts as a mapping, by mmengine's rules: numbers, truth values, lists, dotted keys."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("settings", nargs="*", action=DictAction, default={})
+    return parser.parse_args(["--", *words]).settings if words else {}
+
+
+def load_config(launch: Launch) -> Config:
+    """Read a config, apply what overrides it, fill in channels, and adapt it to a machine without GPU.
 
     Raises:
         UserError: the config does not exist, or what it needs is not installed.
     """
-    if not os.path.isfile(args.config):
-        raise ConfigError(f"no config at {args.config!r}")
-    cfg = Config.fromfile(args.config)
+    if not os.path.isfile(launch.config):
+        raise ConfigError(f"no config at {launch.config!r}")
+    cfg = Config.fromfile(launch.config)
     check_installed(cfg.get("default_scope"))
-    if args.data_root:
-        move_data(cfg, args.data_root)
-    cfg.merge_from_dict(args.cfg_options)
+    if launch.data_root:
+        move_data(cfg, launch.data_root)
+    cfg.merge_from_dict(launch.settings)
     fill_channels(cfg)
     under_torchrun = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
-    cfg.launcher = args.launcher or ("pytorch" if under_torchrun else "none")
-    cfg.work_dir = args.work_dir or cfg.get("work_dir") or os.path.join("work", Path(args.config).stem)
+    cfg.launcher = launch.launcher or ("pytorch" if under_torchrun else "none")
+    cfg.work_dir = launch.work_dir or cfg.get("work_dir") or os.path.join("work", Path(launch.config).stem)
     if not torch.cuda.is_available() and cfg.launcher != "none":
         _prepare_cpu_processes(cfg)
     return cfg
@@ -146,104 +151,85 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg) if "runner_type" not in cfg else RUNNERS.build(cfg)
 
 
-def train(argv: list[str] | None = None) -> int:
-    """Entry of tools/openmmlab_train.py."""
-    parser = make_parser("Train a detector or segmenter of mmdet or mmseg.")
-    parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU")
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate from the config's batch size to the actual one",
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="FILE",
-        help="continue from a checkpoint; without FILE from the last one in the work folder, if any",
-    )
-    parser.add_argument(
-        "--show-groups",
-        action="store_true",
-        help="print the optimizer's groups (layers, learning rates, weight decay) and stop",
-    )
-    args = parser.parse_args(argv)
-    return _run(lambda: _prepare_training(args), _train)
+def train(launch: Launch, *, amp: bool = False, auto_scale_lr: bool = False, resume: str | None = None) -> None:
+    """Train a detector or segmenter.
 
+    Args:
+        launch: Config, folders and processes.
+        amp: Mixed precision, which needs a GPU.
+        auto_scale_lr: Scale the learning rate from the config's batch size to the actual one.
+        resume: Checkpoint to continue from, or "auto" for the last one in the work folder, if any.
 
-def _train(runner: Runner) -> None:
+    Raises:
+        UserError: What is wrong before the first iteration, and what the comparisons of model, data and checkpoint
+            find; an error later is as it was.
+    """
+    with _as_sentences():
+        cfg = load_config(launch)
+        if amp:
+            if not torch.cuda.is_available():
+                raise ConfigError("--amp needs a GPU, and there is none")
+            cfg.optim_wrapper.type = "AmpOptimWrapper"
+            cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+        if auto_scale_lr:
+            if "auto_scale_lr" not in cfg:
+                raise ConfigError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
+            cfg.auto_scale_lr.enable = True
+        check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
+        initial = _choose_start(cfg, resume)
+        runner = build_runner(cfg)
+        if initial is not None:
+            runner.register_hook(initial)
     with histories_allowed() if runner.cfg.get("resume") else nullcontext():
         runner.train()
 
 
-def _prepare_training(args: argparse.Namespace) -> Runner | None:
-    """What shall train, or None if it was asked for a table alone."""
-    cfg = load_config(args)
-    if args.amp:
-        if not torch.cuda.is_available():
-            raise ConfigError("--amp needs a GPU, and there is none")
-        cfg.optim_wrapper.type = "AmpOptimWrapper"
-        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-    if args.auto_scale_lr:
-        if "auto_scale_lr" not in cfg:
-            raise ConfigError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
-        cfg.auto_scale_lr.enable = True
-    if args.show_groups:
-        print(describe_groups(_optimizer(cfg)))
-        return None
-    check_data(cfg, ["train"] if cfg.get("val_cfg") is None else ["train", "val"])
-    initial = _choose_start(cfg, args.resume)
-    runner = build_runner(cfg)
-    if initial is not None:
-        runner.register_hook(initial)
-    return runner
+def groups(launch: Launch) -> str:
+    """Return a table of the optimizer's groups: layers, learning rates, weight decay.
+
+    Raises:
+        UserError: As for `train`.
+    """
+    with _as_sentences():
+        cfg = load_config(launch)
+        init_default_scope(cfg.default_scope)
+        return describe_groups(build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer)
 
 
-def _optimizer(cfg: Config) -> torch.optim.Optimizer:
-    init_default_scope(cfg.default_scope)
-    return build_optim_wrapper(MODELS.build(cfg.model), cfg.optim_wrapper).optimizer
+def test(launch: Launch, checkpoint: str, *, show_dir: str | None = None) -> None:
+    """Evaluate a detector or segmenter.
+
+    Args:
+        launch: Config, folders and processes.
+        checkpoint: File of its training, or a converted one; it must fill the model exactly.
+        show_dir: Folder that receives pictures of the predictions.
+
+    Raises:
+        UserError: As for `train`.
+    """
+    with _as_sentences():
+        cfg = load_config(launch)
+        cfg.load_from = None
+        cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
+        if show_dir:
+            cfg.default_hooks.visualization.update(draw=True, interval=1)
+            folder = os.path.abspath(show_dir)
+            if cfg.default_scope == "mmdet":
+                cfg.default_hooks.visualization.test_out_dir = folder
+            else:
+                cfg.visualizer.save_dir = folder
+        check_data(cfg, ["test"])
+        runner = build_runner(cfg)
+        load_strictly(_bare(runner.model), checkpoint)
+    runner.test()
 
 
-def test(argv: list[str] | None = None) -> int:
-    """Entry of tools/openmmlab_test.py."""
-    parser = make_parser("Evaluate a detector or segmenter of mmdet or mmseg.")
-    parser.add_argument("checkpoint", help="file of its training, or a converted one")
-    parser.add_argument("--show-dir", help="folder that receives pictures of the predictions")
-    args = parser.parse_args(argv)
-    return _run(lambda: _prepare_testing(args), lambda runner: runner.test())
-
-
-def _prepare_testing(args: argparse.Namespace) -> Runner:
-    cfg = load_config(args)
-    cfg.load_from = None
-    cfg.model.backbone.pretrained = False  # the checkpoint has the backbone
-    if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, interval=1)
-        folder = os.path.abspath(args.show_dir)
-        if cfg.default_scope == "mmdet":
-            cfg.default_hooks.visualization.test_out_dir = folder
-        else:
-            cfg.visualizer.save_dir = folder
-    check_data(cfg, ["test"])
-    runner = build_runner(cfg)
-    load_strictly(_bare(runner.model), args.checkpoint)
-    return runner
-
-
-def _run(prepare: Callable[[], Runner | None], go: Callable[[Runner], object]) -> int:
-    """What is wrong before the first iteration is a sentence; what goes wrong later keeps its traceback."""
+@contextmanager
+def _as_sentences() -> Iterator[None]:
+    """What mmengine, mmdet and mmseg refuse while they build is the user's to mend."""
     try:
-        runner = prepare()
-    except (UserError, ValueError) as error:
-        return _report(error)
-    try:
-        if runner is not None:
-            go(runner)
-    except UserError as error:  # from the hooks that compare model, data and checkpoint before the first iteration
-        return _report(error)
-    return 0
-
-
-def _report(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

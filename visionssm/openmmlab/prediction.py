@@ -1,7 +1,5 @@
 """Detection and segmentation of image files: a picture for each, a line for each."""
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,8 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from ..engine.inference.prediction import find_images, read_image
+from ..engine.inference.prediction import read_image
 from ..errors import UserError
-from ..models import CheckpointError
 from .channels import fill_channels
 from .requirements import check_installed
 from .weights import load_strictly
@@ -117,29 +114,3 @@ def shares(labels: Tensor, classes: Sequence[str]) -> str:
     numbers, counts = labels.flatten().unique(return_counts=True)
     ranked = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), reverse=True)
     return ", ".join(f"{classes[number]} {100 * count / labels.numel():.1f} %" for count, number in ranked)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="visionssm openmmlab-predict",
-        description="Draw boxes and masks (mmdet) or classes of pixels (mmseg) over image files.",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files or folders of them")
-    parser.add_argument("--config", required=True, help="configuration of the detector or segmenter")
-    parser.add_argument("--checkpoint", required=True, help="file of its training, or a converted one")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="receives a picture for each image")
-    parser.add_argument("--min-score", type=float, default=0.3, help="boxes below are left out (default: 0.3)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
-    args = parser.parse_args(argv)
-    try:
-        images = find_images(args.images)
-        predictor = Predictor(args.config, args.checkpoint, args.device)
-        for number, image in enumerate(images):
-            picture = Path(args.output) / f"{number:04d}_{image.stem}.png"
-            sample = predictor(image, picture, args.min_score)
-            print(f"{image} -> {picture}: {predictor.describe(sample, args.min_score)}")
-    except (UserError, CheckpointError, ValueError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    return 0

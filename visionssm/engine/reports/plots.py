@@ -36,7 +36,7 @@ def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) 
         path: PNG file.
         title: Heading, such as the model's name.
     """
-    epochs = [row["epoch"] + 1 for row in rows]
+    epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     figure.suptitle(title)
@@ -75,7 +75,7 @@ def draw_curves(rows: Sequence[dict[str, float]], path: str | Path, title: str) 
             best.append(max(points, key=lambda point: point[1]))
     if best:
         epoch, value = max(best, key=lambda point: point[1])
-        accuracy.set_title(f"best {name}: {value:.2f} {unit} after epoch {epoch:.0f}", fontsize=10)
+        accuracy.set_title(f"best {name}: {value:.2f} {unit} in epoch {epoch:.0f}", fontsize=10)
         accuracy.legend(fontsize=8, loc="lower right")
     accuracy.set(xlabel="epoch", ylabel=f"validation {'PSNR' if restores else 'accuracy'} ({unit})")
     for axes in (loss, accuracy):

@@ -71,7 +71,7 @@ class Position:
     skipped_in_a_row: int = 0
 
     def __str__(self) -> str:
-        return f"epoch {self.epoch + 1} after step {self.step}"
+        return f"epoch {self.epoch} after step {self.step}"
 
     def state(self) -> dict[str, Any]:
         """Return plain values by name."""
@@ -255,10 +255,9 @@ class Trainer:
         if self.saver is not None and self.saver.best_metric is not None:
             result |= {"best": self.saver.best_metric, "best_epoch": self.saver.best_epoch or 0}
             _logger.info(
-                "best %s %.4g in epoch %d (model_best.pth.tar, counted from 0: checkpoint-%d); results in %s",
+                "best %s %.4g in epoch %d (model_best.pth.tar); results in %s",
                 self._metric(),
                 self.saver.best_metric,
-                self.saver.best_epoch + 1,
                 self.saver.best_epoch,
                 self.folder.path,
             )
@@ -306,7 +305,7 @@ class Trainer:
         accumulate = self.grad_accum_steps
         left_over = self.steps % accumulate
         progress = Progress(
-            f"epoch {position.epoch + 1}/{self.epochs}",
+            f"epoch {position.epoch}/{self.epochs - 1}",
             self.steps,
             first=position.step,
             interval=self.log_interval,
@@ -360,7 +359,7 @@ class Trainer:
             if position.skipped_in_a_row >= self.max_nonfinite:
                 raise NonFiniteError(
                     f"loss or gradient not finite in {position.skipped_in_a_row} update(s) in a row, the last at epoch "
-                    f"{position.epoch + 1}, step {step + 1} of {self.steps}; {self.updater.largest_weights()}; "
+                    f"{position.epoch}, step {step + 1} of {self.steps}; {self.updater.largest_weights()}; "
                     f"{self._keep_weights(step)}"
                 )
         if self.scheduler is not None:
@@ -437,7 +436,7 @@ class Trainer:
         return result
 
     def _log_epoch(self, epoch: int, train: dict, evaluation: dict, rate: float, seconds: float) -> None:
-        parts = [f"epoch {epoch + 1}/{self.epochs} done in {seconds:.1f} s: train loss {train['loss']:.4f}"]
+        parts = [f"epoch {epoch}/{self.epochs - 1} done in {seconds:.1f} s: train loss {train['loss']:.4f}"]
         few = self.facts.get("classes") and len(self.facts["classes"]) <= 5  # where top-5 says nothing
         if evaluation:
             shown = (
@@ -450,7 +449,7 @@ class Trainer:
             if f"ema_{name}" in evaluation:
                 parts.append(f"averaged weights {_FORMATS[name].format(evaluation[f'ema_{name}'])}")
         if self.saver.best_metric is not None:
-            parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch + 1}")
+            parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch}")
         if self.position.skipped:
             parts.append(f"{self.position.skipped} updates skipped so far")
         _logger.info("%s; lr %.3e", "; ".join(parts), rate)
