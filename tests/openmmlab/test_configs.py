@@ -66,10 +66,22 @@ def test_says_what_is_published_and_is_self_contained(name):
         assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
 
 
+@pytest.mark.parametrize("name", DETECTION)
+def test_masks_are_measured_where_there_are_any(name):
+    cfg = read(name)
+    masks = "mask_head" in cfg.model.get("roi_head", {})
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert list(evaluator.metric) == (["bbox", "segm"] if masks else ["bbox"])
+
+
 @pytest.mark.parametrize("name", leaves_slow(DETECTION))
 def test_detectors_channels_and_strides_agree(name):
-    model = build(read(name))
+    cfg = read(name)
+    model = build(cfg)
     check_channels(model)
+    if type(model.neck).__name__ == "SSDNeck":
+        check_single_shot(cfg, model)
+        return
     maps, levels = maps_of(model)
     assert strides_of(maps) == [(stride, stride) for stride in model.backbone.out_strides]
     assert [y.shape[1] for y in maps] == list(model.backbone.out_channels)
@@ -89,6 +101,27 @@ def test_detectors_channels_and_strides_agree(name):
             assert extractor.out_channels == levels[0].shape[1]
 
 
+def check_single_shot(cfg, model):
+    """Images of one size: the levels, their channels and their anchors are those that the head is told."""
+    sizes = {
+        step.scale
+        for loader in (cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset)
+        for step in loader.pipeline
+        if step.type == "Resize"
+    }
+    ((side, _),) = sizes
+    with torch.device("meta"), torch.no_grad():
+        levels = model.neck(model.backbone(torch.empty(1, 3, side, side)))
+        scores, boxes = model.bbox_head(levels)
+    assert model.backbone.out_strides == (16, 32)
+    generator = cfg.model.bbox_head.anchor_generator
+    assert [level.shape[1] for level in levels] == list(cfg.model.bbox_head.in_channels)
+    assert [round(side / stride) for stride in generator.strides] == [level.shape[2] for level in levels]
+    assert list(generator.min_sizes[1:]) == list(generator.max_sizes[:-1]) and generator.max_sizes[-1] == side
+    assert [s.shape[1:] for s in scores] == [(6 * 81, *level.shape[2:]) for level in levels]
+    assert [b.shape[1:] for b in boxes] == [(6 * 4, *level.shape[2:]) for level in levels]
+
+
 @pytest.mark.parametrize("name", leaves_slow(SEGMENTATION))
 def test_segmenters_channels_agree(name):
     cfg = read(name)
@@ -102,12 +135,16 @@ def test_segmenters_channels_agree(name):
     maps, levels = maps_of(model)
     assert strides_of(maps) == [(stride, stride) for stride in model.backbone.out_strides]
     channels = [y.shape[1] for y in levels]
-    assert channels == list(model.decode_head.in_channels)
+    index = model.decode_head.in_index
+    read_by = [channels[i] for i in ([index] if isinstance(index, int) else index)]
+    found = model.decode_head.in_channels
+    assert read_by == ([found] if isinstance(found, int) else list(found))
     if model.with_auxiliary_head:
         assert channels[model.auxiliary_head.in_index] == model.auxiliary_head.in_channels
     with torch.device("meta"), torch.no_grad():
         logits = model.decode_head(levels)
-    assert logits.shape == (1, model.decode_head.num_classes, *levels[0].shape[2:])
+    finest = levels[index if isinstance(index, int) else index[0]]
+    assert logits.shape == (1, model.decode_head.num_classes, *finest.shape[2:])
 
 
 @pytest.mark.parametrize(

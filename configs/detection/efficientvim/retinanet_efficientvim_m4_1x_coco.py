@@ -7,7 +7,7 @@ first. Norms are decayed like all weights.
 
 _base_ = [
     "../../_base_/models/retinanet.py",
-    "../../_base_/datasets/coco.py",
+    "../../_base_/datasets/coco_boxes.py",
     "../../_base_/schedules/coco_1x.py",
     "../../_base_/detection_runtime.py",
 ]

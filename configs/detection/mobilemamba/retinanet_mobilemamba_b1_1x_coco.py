@@ -8,7 +8,7 @@ The classifier's weights have no direct address: put the authors' file where `pr
 
 _base_ = [
     "../../_base_/models/retinanet.py",
-    "../../_base_/datasets/coco.py",
+    "../../_base_/datasets/coco_boxes.py",
     "../../_base_/schedules/coco_1x.py",
     "../../_base_/detection_runtime.py",
 ]

@@ -7,7 +7,7 @@ pyramid that stands in here has other parameters: their detectors' weights do no
 
 _base_ = [
     "../../_base_/models/retinanet.py",
-    "../../_base_/datasets/coco.py",
+    "../../_base_/datasets/coco_boxes.py",
     "../../_base_/schedules/coco_1x.py",
     "../../_base_/detection_runtime.py",
 ]
@@ -26,8 +26,6 @@ model = dict(
         ),
     ],
 )
-val_evaluator = dict(metric=["bbox"])
-test_evaluator = val_evaluator
 optim_wrapper = dict(clip_grad=dict(max_norm=35, norm_type=2))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),

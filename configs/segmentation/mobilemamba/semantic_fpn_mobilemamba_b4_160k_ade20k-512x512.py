@@ -16,7 +16,6 @@ model = dict(
         name="mobilemamba_b4",
         pretrained="weights/mobilemamba_b4.pth",
         out_norm=None,
-        norm_eval=True,
         drop_path_rate=0.03,
     ),
     neck=dict(in_channels=[200, 376, 448], num_outs=3),
