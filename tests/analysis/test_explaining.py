@@ -41,10 +41,10 @@ def test_relevance_is_conserved(name):
         p.requires_grad_()
     x = x.requires_grad_()
     if name in REFUSED:
-        with pytest.raises(NotImplementedError, match=f"no rule for {REFUSED[name]}"), _Rules(RULES):
+        with pytest.raises(NotImplementedError, match=f"no rule for {REFUSED[name]}"), _Rules(RULES, model):
             model(x)
         return
-    with _Rules(RULES):
+    with _Rules(RULES, model):
         logits = model(x)
     torch.testing.assert_close(logits, expected, atol=1e-10, rtol=1e-10)
     grads = torch.autograd.grad(logits[0, 2], [x, *added], allow_unused=True)
@@ -63,6 +63,52 @@ def test_relevance_of_a_class_and_its_errors():
         relevance(timm.create_model("test_vim", num_classes=0), x)
     with pytest.raises(ValueError, match="level must be"):
         relevance(timm.create_model("test_vmamba"), x, level="tokens")
+
+
+class Strange(nn.Module):
+    """Calls a function of one or two tensors of the model's data."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function, name",
+    [
+        (lambda x: torch.hypot(x, x + 1), "hypot"),
+        (lambda x: torch.special.expit(x), "special_expit"),
+        (lambda x: x @ x.mT, "__matmul__|matmul"),
+        (lambda x: 1 / x, "__rdiv__"),
+        (lambda x: x / x.sum(), "__truediv__|div"),
+        (lambda x: torch.addcmul(x, x, x), "addcmul"),
+        (lambda x: torch.cdist(torch.stack([x, x])[0], x), "cdist"),
+    ],
+)
+def test_relevance_refuses_what_it_has_no_rule_for_and_says_where(function, name):
+    model = make("test_vim")
+    model.blocks[1].mixer = nn.Sequential(Strange(function))
+    model.blocks[1].mixer.forward = lambda x, *rest: model.blocks[1].mixer[0](x)
+    with pytest.raises(NotImplementedError, match=rf"no rule for ({name}) .* called in blocks\.1\.mixer\.0$"):
+        relevance(model, image("test_vim"))
+
+
+def test_relevance_passes_what_is_proportional_in_any_writing():
+    model = make("test_vim")
+    told = relevance(model, image("test_vim"), 1)
+    for same in (
+        lambda x: torch.stack([x, x], 1).sum(1) / 2,
+        lambda x: torch.where(torch.ones_like(x) > 0, x, 0.0),
+        lambda x: torch.cat(x.mT.mT.split(1, 1), dim=1),
+        lambda x: x[:, torch.argsort(x.detach()[0, :, 0])][:, torch.argsort(torch.argsort(x.detach()[0, :, 0]))],
+    ):
+        original = model.finish
+        model.finish = lambda y, same=same, original=original: original(same(y))
+        torch.testing.assert_close(relevance(model, image("test_vim"), 1).values, told.values)
+        model.finish = original
 
 
 @pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "test_localvim", "test_localvmamba", "test_groupmamba"])

@@ -81,27 +81,27 @@ def test_rules_count_by_hand():
 
 
 def test_the_command_counts_any_model_in_every_form(tmp_path, capsys):
-    assert main(["test_vim", "resnet18", "--img-size", "64", "--format", "csv"]) == 0
+    assert main(["--model", "test_vim", "resnet18", "--img-size", "64", "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "model,input,parameters,gmacs,activations"
     assert [line.split(",")[0] for line in lines[1:]] == ["test_vim", "resnet18"]
     path = tmp_path / "vim.json"
-    assert main(["vim_tiny", "--format", "json", "--output", str(path)]) == 0
+    assert main(["--model", "vim_tiny", "--format", "json", "--output", str(path)]) == 0
     (row,) = json.loads(path.read_text())
     assert row["gap"] > 0.2 and abs(row["their_rule_gap"]) < 0.015 and "LocalMamba" in row["why"]
     capsys.readouterr()
-    assert main(["test_vim", "--modules", "1", "--format", "markdown"]) == 0
+    assert main(["--model", "test_vim", "--modules", "1", "--format", "markdown"]) == 0
     assert "| head" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
-        (["vmmaba_tiny*"], "no model matches"),
-        (["test_vmi"], "did you mean"),
-        (["test_vim", "--img-size", "1", "2", "3"], "a height and a width"),
-        (["test_vmamba", "--img-size", "1", "1", "--model-kwargs", "depth=3"], "cannot be built"),
-        (["test_vim", "--modules", "-1"], "at least 0"),
+        (["--model", "vmmaba_tiny*"], "no model matches"),
+        (["--model", "test_vmi"], "did you mean"),
+        (["--model", "test_vim", "--img-size", "1", "2", "3"], "a height and a width"),
+        (["--model", "test_vmamba", "--img-size", "1", "1", "--model-kwargs", "depth=3"], "cannot be built"),
+        (["--model", "test_vim", "--modules", "-1"], "at least 0"),
     ],
 )
 def test_bad_input_of_the_command_ends_in_a_sentence(told, sentence, capsys):

@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from ..models._plain import PlainModel
 from ..ops import causal_conv1d, selective_scan
 from .receptive_field import _frozen
-from .relevance import _BILINEAR, _GATES, _PRODUCTS, _REFUSED
+from .relevance import _GATES, _PRODUCTS, is_linear
 
 REDUCTIONS = ("alti", "norm", "signed")
 _LARGEST = 4096
+_EMPTY = {torch.Tensor.new_zeros, torch.zeros_like, torch.Tensor.new_ones, torch.ones_like}  # shaped like their data
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,12 @@ class _Mode(TorchFunctionMode):
         if func in _PRODUCTS and len(args) > 1 and all(_scans(v) is not None for v in args[:2]):
             a, b = sorted(args[:2], key=lambda value: _scans(value) or 0, reverse=True)
             return _mark(a * self.hold(lambda: b), data)
-        if func in _REFUSED:
+        out = func(*args, **kwargs)
+        outputs = out if isinstance(out, (list, tuple)) else [out]
+        told = any(isinstance(y, Tensor) and y.is_floating_point() for y in outputs)
+        if told and func not in _EMPTY and not is_linear(func, args, data):
             raise NotImplementedError(f"no contributions are defined through {getattr(func, '__name__', func)}")
-        if func in _BILINEAR and len(data) > 1:
-            raise NotImplementedError("no contributions are defined through a product of two signals as matrices")
-        return _mark(func(*args, **kwargs), data)
+        return _mark(out, data)
 
     def _norm(self, func: Callable, x: Tensor, shape, weight=None, bias=None, eps: float | None = None) -> Tensor:
         dims = tuple(range(-len(shape), 0))
