@@ -41,6 +41,30 @@ def test_smallest_variants_are_of_every_kind(benchmarks):
     assert [kind_of(name) for name in benchmarks("cpu_models").smallest()] == list(list_kinds())
 
 
+def test_the_zoo_is_drawn_with_every_name_in_the_clear(benchmarks, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    zoo = benchmarks("zoo")
+    table = "| model | parameters | GMACs | threads | batch | ms per image |\n|---|---|---|---|---|---|\n"
+    table += "| vmamba_tiny_s1l8 | 30M | 4.9 | 1 | 1 | 150.5 |\n| vmamba_tiny_s1l8 | 30M | 4.9 | 2 | 1 | 90 |\n"
+    table += "| vim_tiny | 7M | 1.8 | 1 | 1 | 97.5 |\n"
+    (tmp_path / "times.md").write_text(table)
+    assert zoo.times(table) == {"vmamba_tiny_s1l8": 150.5, "vim_tiny": 97.5}
+    found = {v.name: v for v in zoo.variants(ROOT / "model_cards", zoo.times(table))}
+    tiny = found["vmamba_tiny_s1l8"]
+    assert (tiny.family, tiny.side, tiny.top1, tiny.milliseconds) == ("VMamba", 224, 82.6, 150.5)
+    assert tiny.gmacs == pytest.approx(4.88, abs=0.01) and len(found) > 70
+    figure = zoo.draw(list(found.values()))
+    figure.draw_without_rendering()
+    for panel, least in zip(figure.axes, (15, 2), strict=True):
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert len(boxes) >= least
+        assert not any(zoo.overlap(a, b) > 1 for i, a in enumerate(boxes) for b in boxes[:i])
+    assert zoo.main(["--times", str(tmp_path / "times.md"), "--output", str(tmp_path / "zoo.png")]) == 0
+    assert "not timed" in capsys.readouterr().out and (tmp_path / "zoo.png").stat().st_size > 10000
+    with pytest.raises(SystemExit, match="cpu_models"):
+        zoo.main(["--times", str(tmp_path / "absent.md")])
+
+
 IN_CHECKOUT = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="commits are compared in a checkout")
 
 
