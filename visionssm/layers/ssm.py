@@ -1,6 +1,6 @@
 """The state-space part of a mixer: parameters of all routes, and one scan over all of them."""
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,6 @@ class SelectiveSSM(nn.Module):
             The output in the parameters' dtype, hence float32 under autocast: routes are summed in float32.
         """
         delta, b, c = self.project(u)
-        dt_bias = state_dtype(self.dt_bias)
         index = "step" if by_step else "token"
         return selective_scan(
             u,
@@ -125,7 +124,7 @@ class SelectiveSSM(nn.Module):
             b,
             c,
             state_dtype(self.D),
-            dt_bias if self.dt_bias_scale == 1 else self.dt_bias_scale * dt_bias,
+            self.step_bias(),
             dt_weight=self.dt_weight,
             order=self.rows(order),
             num_tokens=num_tokens,
@@ -134,6 +133,12 @@ class SelectiveSSM(nn.Module):
             out=out,
             out_dtype=self.D.dtype,
         )
+
+    def step_bias(self) -> Tensor:
+        """The bias of the step size, as often as it counts, (k, d)."""
+        bias = state_dtype(self.dt_bias)
+        # added, not multiplied: torch.onnx can trip over a number times a parameter once other libraries are loaded
+        return reduce(torch.add, [bias] * self.dt_bias_scale)
 
     def scan_kept(self, u: Tensor, skipped: Tensor) -> Tensor:
         """Scan tokens of a longer sequence, with a state that decays over those left out (ToP-ViM, arXiv:2409.18962).
@@ -149,7 +154,7 @@ class SelectiveSSM(nn.Module):
             By step (b, T, k, d), in the parameters' dtype.
         """
         delta, b, c = self.project(u)
-        bias = self.dt_bias_scale * state_dtype(self.dt_bias)
+        bias = self.step_bias()
         delta = F.softplus(state_dtype(torch.einsum("blkr,kdr->blkd", delta, self.dt_weight)) + bias)
         total = delta + skipped.unsqueeze(-1) * F.softplus(bias)
         y = selective_scan(
