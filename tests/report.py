@@ -57,7 +57,7 @@ def run(part: str) -> bool:
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []
-    for line in process.stdout:
+    for line in process.stdout or ():
         print(line, end="", flush=True)
         lines.append(line.rstrip().replace(f"{ROOT}/", ""))
     succeeded = process.wait() == 0

@@ -80,7 +80,7 @@ def log_lines(output: Path) -> list[str]:
 def inside_epoch(lines: list[str]) -> bool:
     """Return whether the last thing a log tells is a step before the last one of its epoch."""
     match = re.search(r"step (\d+)/(\d+)", lines[-1]) if lines else None
-    return bool(match) and int(match[1]) < int(match[2])
+    return match is not None and int(match[1]) < int(match[2])
 
 
 def unfinished_writes(output: Path) -> int:

@@ -129,6 +129,6 @@ class Processes:
 
 def run_all(argv: list[str], size: int, console: Path, **environment: str) -> None:
     """Run to the end and expect success."""
-    processes = Processes(argv, size, console, **environment)
+    processes = Processes(argv, size, console, None, **environment)
     codes = processes.wait()
     assert codes == [0] * size, "\n".join(processes.text(rank) for rank in range(size))

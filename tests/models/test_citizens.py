@@ -1,6 +1,7 @@
 """What other libraries expect of every registered model: calls, resets, pools, features, graphs."""
 
 import copy
+from typing import Any, cast
 
 import pytest
 import timm
@@ -12,11 +13,11 @@ import visionssm
 
 PICO = visionssm.list_models("test_*")
 VANILLA = ("vanilla_vmamba_tiny", dict(depths=(1, 1, 1, 1), dims=16))
-MODELS = [(name, {}) for name in PICO] + [VANILLA]
+MODELS: list[tuple[str, dict]] = [*((name, {}) for name in PICO), VANILLA]
 
 
 def images(model: nn.Module, batch: int = 1) -> torch.Tensor:
-    return torch.randn(batch, *model.pretrained_cfg["input_size"][:1], 64, 64)
+    return torch.randn(batch, *cast(Any, model).pretrained_cfg["input_size"][:1], 64, 64)
 
 
 def layers(model: nn.Module) -> dict[str, nn.Module]:

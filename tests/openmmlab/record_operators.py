@@ -9,6 +9,7 @@ kernel of multi-scale deformable attention) cannot be recorded this way.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +121,7 @@ def make_cases() -> dict[str, Case]:
     for bias in (False, True):
         names = ("x", "offset", "mask", "weight", *(["bias"] if bias else []))
         cases[f"modulated_deform_conv2d/{bias}"] = Case(
-            lambda b=bias: modulated(b),
+            partial(modulated, bias),
             lambda x, offset, mask, weight, bias=None: (
                 modulated_deform_conv2d(x, offset, mask, weight, bias, 2, 1, 1, 2, 2),
             ),
@@ -137,7 +138,10 @@ def run(case: Case, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     if case.differentiable:
         y = outputs[0]
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
-        results.update({f"grad/{name}": leaves[name].grad for name in case.differentiable})
+        for name in case.differentiable:
+            gradient = leaves[name].grad
+            assert gradient is not None, name
+            results[f"grad/{name}"] = gradient
     return results
 
 

@@ -1,6 +1,7 @@
 """Libraries that fuse or replace batch norms leave what a model computes unchanged."""
 
 import copy
+from typing import cast
 
 import pytest
 import timm
@@ -18,14 +19,10 @@ from mmengine.model import revert_sync_batchnorm
 def with_statistics(model: nn.Module) -> nn.Module:
     """The model in evaluation, with batch norms that do something."""
     for norm in (m for m in model.modules() if isinstance(m, _BatchNorm)):
-        for tensor, draw in (
-            (norm.running_mean, nn.init.normal_),
-            (norm.bias, nn.init.normal_),
-            (norm.running_var, nn.init.uniform_),
-            (norm.weight, nn.init.uniform_),
-        ):
-            draw(tensor)
-        norm.running_var.add_(0.5)
+        nn.init.normal_(cast(torch.Tensor, norm.running_mean))
+        nn.init.normal_(norm.bias)
+        nn.init.uniform_(cast(torch.Tensor, norm.running_var), 0.5, 1.5)
+        nn.init.uniform_(norm.weight)
     return model.eval()
 
 

@@ -27,9 +27,8 @@ def make_inputs(seed=0, b=2, H=3, W=4, d=3, N=2, with_D=True, dtype=torch.float6
     A = (-normal(d, N).exp() for _ in range(2))
     maps = (normal(b, H, W, N) for _ in range(3))
     D = normal(d).to(state) if with_D else None
-    return Wavefront(
-        *(t.to(dtype) for t in (x, delta_top, delta_left)), *(t.to(state) for t in A), *(t.to(dtype) for t in maps), D
-    )
+    tokens = (t.to(dtype) for t in (x, delta_top, delta_left))
+    return Wavefront._make([*tokens, *(t.to(state) for t in A), *(t.to(dtype) for t in maps), D])
 
 
 def run(scan, backend):

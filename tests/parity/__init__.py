@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import timm
@@ -94,7 +95,7 @@ class Case:
         return self.record["variant"]
 
     @property
-    def config(self) -> dict | None:
+    def config(self) -> Any:
         """Arguments of the original's constructor; the older records of published variants have none."""
         return self.record.get("config")
 
