@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -126,7 +127,7 @@ def draw(found: list[Variant]) -> Figure:
 def label_points(figure: Figure, axes, points: dict[str, list[tuple[float, float]]], colours: dict[str, str]) -> None:
     """Write each name beside one of its points where it covers nothing; the names of most points choose last."""
     figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
+    renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
     taken = []
     for own in points.values():
         for x, y in axes.transData.transform(own):

@@ -8,7 +8,7 @@ gives half of its relevance to each.
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,7 @@ def relevance(
     level = level or ("tokens" if plain else "pixels")
     if level not in ("tokens", "pixels") or (level == "tokens" and not plain):
         raise ValueError(f"level must be 'pixels'{', or tokens' if plain else ''}, got {level!r}")
+    streams = cast(Any, model)  # a plain one
     with _frozen(model), _no_checkpointing(model):
         if level == "pixels":
             entrance = x.detach().requires_grad_()
@@ -88,13 +89,13 @@ def relevance(
                 logits = model(entrance)
         else:
             with torch.no_grad():
-                stream, grid = model.embed(x)
+                stream, grid = streams.embed(x)
             entrance = stream.detach().requires_grad_()
             with _Rules(rules, model):
                 y = entrance
-                for i in range(len(model.blocks)):
-                    y = model.run_block(i, y, grid)
-                logits = model.forward_head(model.finish(y))
+                for i in range(len(streams.blocks)):
+                    y = streams.run_block(i, y, grid)
+                logits = streams.forward_head(streams.finish(y))
         target = _targets(target, logits)
         chosen = logits.gather(1, target[:, None]).squeeze(1)
         (gradient,) = torch.autograd.grad(chosen.sum(), entrance)
@@ -114,8 +115,9 @@ def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
 
 @contextmanager
 def _no_checkpointing(model: nn.Module) -> Iterator[None]:
-    flags = {module: module.grad_checkpointing for module in model.modules() if hasattr(module, "grad_checkpointing")}
-    for module in flags:
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
+    flags = {module: module.grad_checkpointing for module in modules}
+    for module in modules:
         module.grad_checkpointing = False
     try:
         yield

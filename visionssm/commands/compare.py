@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     runs = {name: read_run(folder) for name, folder in labels(args.runs).items()}
     metric = args.eval_metric or next(iter(runs.values()))[0].get("eval_metric", "top1")
     differing = differences({name: options for name, (options, _) in runs.items()})
-    rows, lines = [], {}
+    rows: list[dict[str, Any]] = []
+    lines = {}
     for name, (options, epochs) in runs.items():
         column = column_of(metric, epochs, name)
         points = [row for row in epochs if row.get(column) == row.get(column)]  # NaN where an epoch was not evaluated

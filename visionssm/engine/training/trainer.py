@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -379,7 +379,8 @@ class Trainer:
 
     def _keep_weights(self, step: int) -> str:
         """Store the weights of the last finite update, and say what to do with them."""
-        bad = not all(own_share(p).isfinite().all() for p in self.task.get_trainable_module().parameters())
+        module = cast(torch.nn.Module, self.task.get_trainable_module())
+        bad = not all(own_share(p).isfinite().all() for p in module.parameters())
         if any_process(bad, self.world, self.device):
             return "the weights are not finite either, so only earlier checkpoints are good"
         self.position.step, self.position.skipped_in_a_row = step + 1, 0
@@ -448,7 +449,7 @@ class Trainer:
         for name in ("top1", "psnr"):
             if f"ema_{name}" in evaluation:
                 parts.append(f"averaged weights {_FORMATS[name].format(evaluation[f'ema_{name}'])}")
-        if self.saver.best_metric is not None:
+        if self.saver is not None and self.saver.best_metric is not None:
             parts.append(f"best {self._metric()} {self.saver.best_metric:.4g} in epoch {self.saver.best_epoch}")
         if self.position.skipped:
             parts.append(f"{self.position.skipped} updates skipped so far")
