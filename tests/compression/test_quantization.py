@@ -69,6 +69,29 @@ def test_rewriting_keeps_the_function(steps, calibrated, make):
         assert torch.equal(fresh(x), found)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "kwargs"),
+    [
+        ("test_efficientvmamba", (44, 52), {}),  # a lattice that reads beyond an odd map
+        ("test_vim", (64, 64), dict(pruning=((1, 0.5),))),  # states that decay over what is left out
+        ("test_hrvmamba", (64, 64), {}),  # no convolution before the scan
+    ],
+)
+def test_rewriting_keeps_the_function_of_scans_with_gaps(name, size, kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5, dtype=torch.float64, **kwargs).eval()
+    for key, parameter in model.named_parameters():
+        if "dt_weight" in key or "x_proj" in key:
+            torch.nn.init.normal_(parameter, mean=0.1, std=0.3)
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    steps = [step for step in ("center", "smooth_step", "rotate_step", "smooth_conv") if step in applicable(model)]
+    with torch.no_grad():
+        expected = model(x)
+        found = rewrite(model, steps, loader=[x])(x)
+    assert any(key.endswith("delta_shift") for key in model.state_dict())
+    torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+
+
 def test_rewriting_refuses():
     with pytest.raises(ValueError, match="'spin'"):
         rewrite(vim(), ["spin"])

@@ -17,11 +17,7 @@ def exact_products(monkeypatch):
 
 
 # the cases ending in -backbone apply a recorded norm to the stages on the CPU
-CASES = [
-    c
-    for c in parity.cases().values()
-    if c.name not in getattr(parity.families()[c.family], "DEFECTIVE", {}) and not c.name.endswith("-backbone")
-]
+CASES = [c for c in parity.cases().values() if not parity.defect(c) and not parity.is_dense(c)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

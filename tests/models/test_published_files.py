@@ -22,6 +22,9 @@ NESTINGS = {
     "model": lambda s: {"model": s, "epoch": 3},
     "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}},
     "module.": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+    "profiled": lambda s: {
+        "model": s | {f"{p}total_{k}": torch.zeros(1) for p in ("", "x.") for k in ("ops", "params")}
+    },
     "averaged": lambda s: {"model": {k: torch.zeros_like(v) for k, v in s.items()}, "model_ema": s},
 }
 

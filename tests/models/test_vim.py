@@ -147,6 +147,14 @@ def test_position_embedding_of_an_unknown_grid_is_refused():
         VisionModel.checkpoint_filter_fn(state, small())
 
 
+def test_as_many_patches_in_another_shape_are_said(caplog):
+    state = published(small(img_size=64))
+    VisionModel.checkpoint_filter_fn(state, small(img_size=64))
+    assert not caplog.text
+    VisionModel.checkpoint_filter_fn(state, small(img_size=(32, 128)))
+    assert "taken as one of 2 x 8 patches; if it is one of 4 x 4" in caplog.text
+
+
 def test_weights_of_another_number_of_routes():
     with pytest.raises(CheckpointError, match=r"trained with 2 routes, but scan='cross' has 4"):
         VisionModel.checkpoint_filter_fn(published(small()), small(scan="cross"))

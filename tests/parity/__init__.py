@@ -12,7 +12,8 @@ A family adds one module to this package with
 - `FAST` (optional): full-size cases that the fast tier runs;
 - `GRADIENT_FLOOR` (optional): instead of that of tolerances.py, and why;
 - `DTYPE` (optional): what the model is run in, instead of float32, and why;
-- `DEFECTIVE` (optional): a dict from cases recorded with a defect of the original to what differs; they must not match.
+- `defect(case)` (optional): what differs in a case recorded with a defect of the original, which must not match;
+  "" in others.
 
 Weights are functions of the original's parameter names. They are filled as leaves of the autograd graph and converted
 by the family's checkpoint filter, so gradients come back under the original's names whatever the filter does.
@@ -25,7 +26,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,7 @@ __all__ = [
     "compare_recorded_operator",
     "compare_summary",
     "create",
+    "defect",
     "dense_outputs",
     "dense_weights",
     "families",
@@ -60,6 +62,7 @@ __all__ = [
     "fill_state_dict",
     "is_dense",
     "keys_of",
+    "not_compared",
     "operators",
     "reference_input",
     "registered_names",
@@ -88,7 +91,12 @@ class Case:
 
     name: str
     family: str
-    record: dict
+    source: Path | dict  # a damaged file says so when it is read
+
+    @cached_property
+    def record(self) -> dict:
+        """What was recorded."""
+        return self.source if isinstance(self.source, dict) else _content(self.source)
 
     @property
     def variant(self) -> str:
@@ -121,6 +129,12 @@ class Case:
         return [(name, tuple(shape)) for name, shape in keys]
 
 
+_COMPARED = {"logits", "logits_shape", "stages", "outputs", "output_before_sigmoid", "output_shape", "loss", "grads"}
+_COMPARED |= {"token_idx", "register_positions"}  # by the family
+# how it was made, and the original's own rounding
+_DESCRIBING = {"variant", "family", "input_shape", "input_maps", "seed", "config", "keys", "params", "note", "aliases"}
+_DESCRIBING |= {"not_filled", "fill_scale", "zero_filled_suffixes", "directions", "fp64_max_abs_diff"}
+_DESCRIBING |= {"fp64_stage_max_abs_diff", "scan_float64_max_abs_diff", "what"}
 _records = DATA  # the folder whose goldens/ and ops/ are compared
 
 
@@ -138,6 +152,21 @@ def use_records(folder: Path) -> None:
         cached.cache_clear()
 
 
+def _content(path: Path) -> dict:
+    """What a file of records holds.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # neither JSON nor text
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a record")
+    return content
+
+
 def _lookup(*parts: str) -> Path:
     path = _records.joinpath(*parts)
     return path if path.is_file() else DATA.joinpath(*parts)
@@ -146,14 +175,13 @@ def _lookup(*parts: str) -> Path:
 @cache
 def registered_names() -> dict[str, str]:
     """Recorded variant to the name of our model."""
-    ours = json.loads((DATA / "names.json").read_text())
-    return ours | json.loads(_lookup("names.json").read_text())
+    return _content(DATA / "names.json") | _content(_lookup("names.json"))
 
 
 @cache
 def keys_of(variant: str) -> dict:
     """Names, shapes and parameter count of a published variant."""
-    return json.loads(_lookup("keys", f"{variant}.json").read_text())
+    return _content(_lookup("keys", f"{variant}.json"))
 
 
 def create(case: Case) -> nn.Module:
@@ -168,7 +196,7 @@ def create(case: Case) -> nn.Module:
 def operator_record(name: str) -> dict:
     """What was recorded of an operator."""
     path = next(path for part in ("ops", "goldens") if (path := _records / part / f"{name}.json").is_file())
-    return json.loads(path.read_text())
+    return _content(path)
 
 
 def unclaimed() -> list[str]:
@@ -197,7 +225,7 @@ def cases() -> dict[str, Case]:
             if path.stem in operators():
                 continue
             if any(fnmatch.fnmatch(path.stem, pattern) for pattern in getattr(module, "RECORDS", ())):
-                found[path.stem] = Case(path.stem, family, json.loads(path.read_text()))
+                found[path.stem] = Case(path.stem, family, path)
     return found
 
 
@@ -214,7 +242,9 @@ def operators() -> dict[str, str]:
 
 def _comparison(module: ModuleType, name: str) -> Callable[[dict], Iterator["Deviation"]] | None:
     known = getattr(module, "OPERATORS", {})
-    return known.get(name) or next((known[p] for p in known if fnmatch.fnmatch(name, p)), None)
+    patterns = [*known, *(f"{p}[-_]*" for p in known)]  # further records of an operator have a longer name
+    found = next((p for p in patterns if fnmatch.fnmatch(name, p)), None)
+    return None if found is None else known[found.removesuffix("[-_]*")]
 
 
 def compare_recorded_operator(name: str) -> Iterator["Deviation"]:
@@ -282,12 +312,26 @@ def compare(case: Case) -> Iterator[Deviation]:
     if with_grads:
         values = [outputs[output["name"]] for output in recorded] or [outputs["logits"]]
         loss = sum((y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum() for y in values)
+        if isinstance(recorded_loss := record.get("loss"), float):  # others say how it is made
+            size = sum(float((y.detach().abs() * reference_input(tuple(y.shape), seed=7)).abs().sum()) for y in values)
+            yield Deviation("loss", abs(float(loss) - recorded_loss), (loose or tolerances.LOGITS) * max(1.0, size))
         aliases = record.get("aliases", {})
         leaves = {k: v for k, v in source.items() if v.requires_grad and k not in aliases}
         grads = torch.autograd.grad(loss, [*inputs, *leaves.values()], allow_unused=True)
         floor = getattr(module, "GRADIENT_FLOOR", tolerances.GRADIENT_FLOOR)
         by_name = dict(zip(leaves, grads[len(inputs) :], strict=True))
         yield from _compare_gradients(grads[: len(inputs)], by_name, record["grads"], floor)
+
+
+def defect(case: Case) -> str:
+    """What is wrong in a record because of a defect of the original; "" for most."""
+    said = getattr(families()[case.family], "defect", None)
+    return said(case) if said else ""
+
+
+def not_compared(case: Case) -> list[str]:
+    """Names of what a record holds that `compare` does not know."""
+    return sorted(set(case.record) - _COMPARED - _DESCRIBING)
 
 
 class _Probe(nn.Module):
@@ -320,7 +364,8 @@ def compare_summary(what: str, ours: Tensor, recorded: dict, tolerance: float = 
     if list(ours.shape) != recorded["shape"]:
         raise AssertionError(f"{what}: shape {list(ours.shape)}, recorded {recorded['shape']}")
     differences = np.abs(sample(ours, len(recorded["sample"])) - np.array(recorded["sample"]))
-    worst = max(differences.max(), abs(ours.mean() - recorded["mean"]), abs(ours.std() - recorded["std"]))
+    moments = (ours.mean() - recorded["mean"], ours.std() - recorded["std"])
+    worst = np.max(np.abs([*differences, *moments]))  # NaN if one of them is
     return Deviation(what, float(worst), tolerance * max(1.0, recorded["std"]))
 
 
@@ -363,7 +408,7 @@ def compare_part(
 
 def is_dense(case: Case) -> bool:
     """Whether a case is of the original's backbone for dense prediction: a norm for each stage, no final one."""
-    return case.name.endswith("-backbone")
+    return any(name.startswith("outnorm") for name, _ in case.record.get("keys", ()))
 
 
 def dense_weights(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -392,12 +437,17 @@ def _compare_gradients(
     grad_inputs: Sequence[Tensor], grads: dict[str, Tensor | None], recorded: dict, relative_floor: float
 ) -> Iterator[Deviation]:
     for grad_input, entry in zip(grad_inputs, recorded.get("input_maps") or [recorded["input"]], strict=True):
-        expected = np.array(entry["sample"])
-        yield Deviation(
-            f"gradient of {entry.get('name', 'the input')}",
-            float(np.abs(sample(grad_input.double().numpy(), expected.size) - expected).max()),
-            tolerances.GRADIENTS * float(np.abs(expected).max()),
-        )
+        what, expected = f"gradient of {entry.get('name', 'the input')}", np.array(entry["sample"])
+        ours = grad_input.double().numpy()
+        if list(ours.shape) != entry.get("shape", list(ours.shape)):
+            raise AssertionError(f"{what}: shape {list(ours.shape)}, recorded {entry['shape']}")
+        moments = [ours.mean() - entry["mean"], ours.std() - entry["std"]] if "mean" in entry else []
+        differences = [*(sample(ours, expected.size) - expected), *moments]
+        largest = tolerances.GRADIENTS * float(np.abs(expected).max())
+        yield Deviation(what, float(np.max(np.abs(differences))), largest)
+        if "l2" in entry:
+            norm = float(np.linalg.norm(ours))
+            yield Deviation(f"norm of the {what}", abs(norm - entry["l2"]), tolerances.GRADIENTS * entry["l2"])
     norms = {name: norm for name, norm in _norms(recorded).items() if norm is not None}  # None: not trained
     floor = relative_floor * max(norms.values())
     worst = Deviation("gradient norms", 0.0, 1.0)

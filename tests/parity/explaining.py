@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from visionssm.analysis.contributions import contributions, rollout
-from visionssm.analysis.hidden_attention import class_token_relevance, hidden_attention
+from visionssm.analysis.hidden_attention import _rows_and_gradients, class_token_relevance, hidden_attention
 from visionssm.analysis.receptive_field import central_square, normalise, receptive_field
 from visionssm.analysis.relevance import RULES, relevance
 from visionssm.layers import BidirectionalMixer
@@ -58,6 +58,16 @@ def _close(what: str, ours: Tensor, expected, tolerance: float) -> Deviation:
     return Deviation(what, float(np.abs(ours - expected).max()), tolerance * float(np.abs(expected).max()))
 
 
+def _summary(what: str, ours: Tensor, entry: dict, tolerance: float) -> Deviation:
+    """All recorded values, or the sample with mean and standard deviation, compared as by `_close`."""
+    assert list(ours.shape) == entry["shape"], f"{what}: shape {list(ours.shape)}, recorded {entry['shape']}"
+    if "data" in entry:
+        return _close(what, ours, _array(entry), tolerance)
+    values = ours.detach().double().numpy()
+    found = [*sample(values, len(entry["sample"])), values.mean(), values.std()]
+    return _close(what, torch.tensor(found), [*entry["sample"], entry["mean"], entry["std"]], tolerance)
+
+
 def _mixer(record: dict) -> BidirectionalMixer:
     dim = next(shape[1] for key, shape in record["keys"] if key == "in_proj.weight")
     model = Vim(img_size=16, embed_dim=dim, depth=1, num_classes=0)
@@ -75,11 +85,13 @@ def _erf(record: dict) -> Iterator[Deviation]:
     for i, (ours, total) in enumerate(zip(maps, record["sums"], strict=True)):
         yield Deviation(f"sum {i}", abs(float(ours.sum()) - total), 1e-4 * total)
     mean = receptive_field(model, images)
-    for name, ours in (("mean", mean), ("normalised", normalise(mean))):
-        entry = record[name]
-        expected = _array(entry) if "data" in entry else np.array(entry["sample"])
-        ours = ours if "data" in entry else torch.from_numpy(sample(ours.numpy(), expected.size))
-        yield _close(name, ours, expected, 1e-4)
+    summaries = [(f"map {i}", ours, entry) for i, (ours, entry) in enumerate(zip(maps, record["maps"], strict=True))]
+    for name, ours, entry in [
+        *summaries,
+        ("mean", mean, record["mean"]),
+        ("normalised", normalise(mean), record["normalised"]),
+    ]:
+        yield _summary(name, ours, entry, 1e-4)
     if mean.shape[0] == mean.shape[1]:
         for share, (side, area) in record["rectangles"].items():
             found = central_square(mean, float(share))
@@ -111,6 +123,11 @@ def _hidden_attention(record: dict) -> Iterator[Deviation]:
         for method, expected in maps.items():
             ours = class_token_relevance(model, image, method, start=int(start), released=True)
             yield _close(f"{method} from block {start}", ours, np.array(expected).reshape(ours.shape), 1e-4)
+    rows, gradients, _ = _rows_and_gradients(model, image, "raw", None, released=True)
+    yield _close("mean rows", torch.stack(rows).mean(1), record["vectors_mean"], 1e-4)
+    for name, found in (("vectors_sample", rows), ("gradients", gradients)):
+        for ours, entry in zip(found, record[name], strict=True):
+            yield _summary(f"{name} of {entry['name']}", ours, entry, 1e-4)
 
 
 def _mambalrp(record: dict) -> Iterator[Deviation]:
@@ -127,6 +144,7 @@ def _mambalrp(record: dict) -> Iterator[Deviation]:
         if key.endswith(("conv_bias", "dt_bias", "head.bias")):
             nn.init.zeros_(value)
     found = relevance(model, images, targets)
+    yield compare_operator("logits without biases", found.logits, _array(record["zero_bias"]["logits"]), 1e-4)
     yield _close("zero bias", found.values, _array(record["zero_bias"]["relevance"]), 1e-3)
     yield Deviation("rest without biases", float(found.rest.abs().max()), 1e-4)
 
@@ -136,6 +154,7 @@ def _latim_mixer(record: dict) -> Iterator[Deviation]:
     found = contributions(mixer, x, 1, x.shape[1] - 1, reduce=None, chunk=4)
     yield _close("contributions", found.tensor[0], _array(record["contributions"]), 1e-5)
     yield _close("rest", found.rest[0], _array(record["rest"]), 1e-5)
+    yield _close("output", mixer(x, 1, x.shape[1] - 1)[0], _array(record["output"]), 1e-5)
     yield _close(
         "norms", contributions(mixer, x, 1, x.shape[1] - 1, reduce="norm").matrix[0], _array(record["norms"]), 1e-5
     )
@@ -148,6 +167,7 @@ def _latim_model(record: dict) -> Iterator[Deviation]:
         matrix = contributions(lambda s, i=i: model.run_block(i, s, grid), x).matrix
         yield _close(f"block {i}", matrix[0], np.array(expected).reshape(matrix.shape[1:]), 1e-4)
         x = model.run_block(i, x, grid)
+    yield compare_operator("logits", model(image)[0], record["logits"], 1e-4)
     ours = rollout(model, image)[0]
     yield _close("rollout", ours, np.array(record["rollout"]).reshape(ours.shape), 1e-4)
 

@@ -51,7 +51,12 @@ def _tree(record: dict) -> Iterator[Deviation]:
     yield compare_operator(
         "edge weights", torch.cat([down.flatten(1), right.flatten(1)], 1), np.array(record["edge_weight"])
     )
+    vertex = torch.arange(30).view(5, 6)
+    pairs = [torch.stack(p, -1).flatten(0, 1) for p in ((vertex[:-1], vertex[1:]), (vertex[:, :-1], vertex[:, 1:]))]
+    yield compare_operator("edges", torch.cat(pairs), np.array(record["edges"]), 0.0)
     parent = spanning_tree(down, right)
+    found = [sorted(sorted((i, p)) for i, p in enumerate(tree) if p >= 0) for tree in parent.tolist()]
+    yield compare_operator("edges of the trees", torch.tensor(found), np.array(record["tree_edges_sorted"]), 0.0)
     recorded = np.array(record["parent_vertex"])
     recorded[:, 0] = -1  # a root is its own parent there
     yield compare_operator("parents", parent, recorded, 0.0)

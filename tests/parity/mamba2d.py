@@ -13,7 +13,7 @@ import visionssm  # noqa: F401
 from visionssm.models.mamba2d import Mamba2D, MapAttention, ScaledBlock, WavefrontMixer
 from visionssm.ops import wavefront_scan
 
-from . import Case, Deviation, compare_operator, fill, reference_input, registered_names
+from . import Case, Deviation, compare_operator, fill, reference_input, registered_names, tolerances
 
 RECORDS = ("mamba2d_*",)
 FAST = ("mamba2d_nano-64x96",)
@@ -96,11 +96,20 @@ def _blocks(record: dict) -> Iterator[Deviation]:
             for key, shape in case["keys"]
         }
         layer.load_state_dict(weights, strict=True)
+        names = {  # of ours, by the recorded ones
+            key: Mamba2D.layout.rename("stages.0.0." + prefix + key).removeprefix(ours) for key in case["grad_param_l2"]
+        }
         x = torch.from_numpy(reference_input(tuple(case["input_shape"]), case["input_seed"])).requires_grad_()
         y = layer(x)
         yield compare_operator(name, y, np.array(case["output"]).reshape(y.shape))
-        (grad,) = torch.autograd.grad((y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum(), x)
+        leaves = [layer.get_parameter(key) for key in names.values()]
+        loss = (y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum()
+        grad, *grads = torch.autograd.grad(loss, [x, *leaves])
         yield compare_operator(f"gradient of {name}", grad, np.array(case["grad_input"]).reshape(grad.shape))
+        norms = case["grad_param_l2"]
+        for (key, norm), ours in zip(norms.items(), grads, strict=True):
+            allowed = max(tolerances.GRADIENTS * norm, tolerances.GRADIENT_FLOOR * max(norms.values()))
+            yield Deviation(f"gradient norm of {key} of {name}", abs(float(ours.norm()) - norm), allowed)
 
 
 OPERATORS = {"mamba2d-scan": _scan, "mamba2d-blocks": _blocks, "mamba2d-blocks-v1": _blocks}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import visionssm  # noqa: F401
-from visionssm.layers import take_tokens
+from visionssm.layers import insert_tokens, take_tokens
 from visionssm.models.mambareg import MambaReg
 from visionssm.scans import token_positions
 
@@ -49,6 +49,11 @@ def outputs(model: MambaReg, x: Tensor, case: Case) -> dict[str, Tensor]:
     for i, (patches, tokens) in enumerate(streams):
         out[f"layers.{i}"] = patches
         out[f"layers.{i}.registers"] = tokens
+    if "register_positions" in case.record:
+        extra, tokens = model.num_extra_tokens, torch.arange(final.shape[1]).view(1, -1, 1)
+        assert token_positions(tokens.numel() - extra, extra, "even") == case.record["register_positions"]
+        order = insert_tokens(tokens[:, :-extra], tokens[:, -extra:], extra, "even")
+        assert order.flatten().tolist() == case.record["token_idx"]
     out["features"] = model.forward_head(final, pre_logits=True)
     out["logits"] = model.forward_head(final)
     return out

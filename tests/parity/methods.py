@@ -69,7 +69,9 @@ def _shedding(record: dict) -> Iterator[Deviation]:
             assert ours.candidates.keys() == expected.keys(), "other candidates than recorded"
             worst = max(abs(ours.candidates[name] - loss) for name, loss in expected.items())
             yield Deviation(f"{kind}, losses of step {i}", worst, 1e-5)
-            yield Deviation(f"{kind}, choice of step {i}", float(ours.removed != path.format(step["removed"][-1])), 0.0)
+            yield Deviation(f"{kind}, loss after step {i}", abs(ours.value - step["loss"]), 1e-5)
+            removed = [path.format(block) for block in step["removed"]]
+            yield Deviation(f"{kind}, choices to step {i}", float(list(found.removed[: i + 1]) != removed), 0.0)
         with torch.no_grad(), without(model, found.removed):
             expected = _array(record[kind]["logits"])
             yield compare_operator(f"{kind}, logits", model(images[: len(expected)]), expected, LOGITS)
@@ -183,6 +185,7 @@ def _released_pruning(record: dict) -> Iterator[Deviation]:
     model = _vim(record)
     x, _ = model.embed(torch.from_numpy(reference_input((1, 3, 224, 224), 0)))
     steps = {step["after_block"]: step for step in record["steps"]}
+    original = torch.arange(x.shape[1])
     for i, block in enumerate(model.blocks):
         length = x.shape[1]
         step = steps.get(i)
@@ -200,7 +203,8 @@ def _released_pruning(record: dict) -> Iterator[Deviation]:
         half = (count - 1) // 2
         kept = torch.cat([best[:, :half], best.new_tensor([[middle]]), best[:, half:]], 1)
         yield compare_operator(f"kept after block {i}", kept[0], step["kept"], 0.0)
-        x = x[:, kept[0]]
+        x, original = x[:, kept[0]], original[kept[0]]
+        yield compare_operator(f"first tokens kept after block {i}", original, step["kept_original"], 0.0)
     logits = model.head(model.finish(x)[:, (x.shape[1] - 1) // 2])
     yield compare_operator("logits", logits[0], record["logits"], LOGITS)
 

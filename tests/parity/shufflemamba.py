@@ -9,7 +9,16 @@ from torch import Tensor
 import visionssm  # noqa: F401
 from visionssm.models.shufflemamba import ShuffleMamba
 
-from . import Case, Deviation, compare_operator, create, fill_state_dict, reference_input, tolerances
+from . import (
+    Case,
+    Deviation,
+    compare_operator,
+    compare_summary,
+    create,
+    fill_state_dict,
+    reference_input,
+    tolerances,
+)
 
 RECORDS = ("shufflemamba_*",)
 
@@ -67,7 +76,9 @@ def _fixed_stream(record: dict) -> Iterator[Deviation]:
     expected = np.array(record["logits"]).reshape(record["logits_shape"])
     yield compare_operator("logits", logits.detach(), expected, tolerances.LOGITS)
     loss = (logits * torch.from_numpy(reference_input(tuple(logits.shape), seed=7))).sum()
-    grads = dict(zip(source, torch.autograd.grad(loss, list(source.values())), strict=True))
+    grad, *found = torch.autograd.grad(loss, [x, *source.values()])
+    yield compare_summary("gradient of the input", grad, record["grads"]["input"], tolerances.GRADIENTS)
+    grads = dict(zip(source, found, strict=True))
     norms = record["grads"]["param_l2"]
     for name, norm in norms.items():
         allowed = max(tolerances.GRADIENTS * norm, tolerances.GRADIENT_FLOOR * max(norms.values()))

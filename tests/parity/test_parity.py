@@ -1,19 +1,30 @@
 """Every recorded case of every family, at the tolerances of tolerances.py."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 from visionssm.ops import backend_unavailable
 
-from . import DATA, cases, compare, compare_recorded_operator, families, operators, unclaimed, use_records
+from . import (
+    DATA,
+    cases,
+    compare,
+    compare_recorded_operator,
+    compare_summary,
+    defect,
+    families,
+    not_compared,
+    operators,
+    unclaimed,
+    use_records,
+)
 
 
 def _is_slow(case) -> bool:
     return case.full_size and case.name not in getattr(families()[case.family], "FAST", ())
-
-
-def _is_defective(case) -> bool:
-    return case.name in getattr(families()[case.family], "DEFECTIVE", {})
 
 
 def _params(selected):
@@ -29,7 +40,7 @@ _BACKENDS = [
 
 
 @pytest.mark.parametrize("backend", _BACKENDS)
-@pytest.mark.parametrize("case", _params(c for c in cases().values() if not _is_defective(c)))
+@pytest.mark.parametrize("case", _params(c for c in cases().values() if not defect(c)))
 def test_matches_the_original(case, backend, monkeypatch):
     if getattr(families()[case.family], "DTYPE", torch.float32) == torch.float64:
         backend = "portable"  # the only one that takes it
@@ -39,7 +50,7 @@ def test_matches_the_original(case, backend, monkeypatch):
     assert not [d for d in deviations if not d.ok]
 
 
-_DEFECTIVE = _params(c for c in cases().values() if _is_defective(c))
+_DEFECTIVE = _params(c for c in cases().values() if defect(c))
 
 
 @pytest.mark.skipif(not _DEFECTIVE, reason="no family declares a case recorded with a defect")
@@ -63,6 +74,49 @@ def test_every_record_is_claimed():
     assert set(unclaimed()) <= _TABLES_ONLY
 
 
+@pytest.mark.parametrize("case", _params(cases().values()))
+def test_all_of_a_record_is_compared(case):
+    assert not not_compared(case)
+
+
+def _changed(value):
+    """A quantity that is not what was recorded."""
+    if isinstance(value, dict):
+        return {key: _changed(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_changed(entry) for entry in value]
+    return value + 1.0 if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("vim_custom_a", ["logits", "loss", "stages", "grads.param_l2", "grads.input.sample", "grads.input.mean"]),
+        ("msvmamba_custom_a", ["grads.input.l2", "grads.input.std"]),
+        ("vmunet_custom_a", ["outputs"]),
+        ("mhsvm_unet_custom_a", ["output_before_sigmoid"]),
+    ],
+)
+def test_a_changed_quantity_is_far(name, paths):
+    case = cases()[name]
+    for path in paths:
+        record = json.loads(json.dumps(case.record))
+        *parents, last = path.split(".")
+        holder = record
+        for key in parents:
+            holder = holder[key]
+        holder[last] = _changed(holder[last])
+        assert [d for d in compare(replace(case, source=record)) if not d.ok], path
+
+
+def test_nan_outside_the_sample_is_far():
+    ours = torch.zeros(1000)
+    recorded = {"shape": [1000], "mean": 0.0, "std": 0.0, "sample": [0.0] * 8}
+    assert compare_summary("map", ours, recorded).ok
+    ours[-1] = torch.nan
+    assert not compare_summary("map", ours, recorded).ok
+
+
 def test_records_of_another_folder(tmp_path):
     (tmp_path / "goldens").mkdir()
     (tmp_path / "ops").mkdir()
@@ -77,5 +131,14 @@ def test_records_of_another_folder(tmp_path):
         assert all(d.ok for d in compare(cases()["vim_custom_zz"]))
         with pytest.raises(FileNotFoundError, match="no goldens/"):
             use_records(tmp_path / "goldens")
+        (tmp_path / "ops" / "plainmamba-mixer-9x9.json").write_text(
+            (DATA / "ops/plainmamba-mixer-4x6.json").read_text()
+        )
+        (tmp_path / "ops" / "hydra-mixer-b.json").write_text((DATA / "ops/hydra-mixer.json").read_text())
+        (tmp_path / "goldens" / "vim_custom_damaged.json").write_text("{")
+        use_records(tmp_path)
+        assert set(operators()) == {"plainmamba-mixer-9x9", "hydra-mixer-b"}
+        with pytest.raises(ValueError, match="vim_custom_damaged.json is damaged"):
+            list(compare(cases()["vim_custom_damaged"]))
     finally:
         use_records(DATA)

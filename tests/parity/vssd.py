@@ -13,17 +13,12 @@ from visionssm.layers import BottleneckDownsample, ResidualConvStem
 from visionssm.models.vssd import VSSD, MapAttention, NonCausalMixer
 from visionssm.ops import noncausal_ssd
 
-from . import Case, Deviation, compare_operator, fill, reference_input, registered_names, tolerances
+from . import Case, Deviation, compare_operator, fill, is_dense, reference_input, registered_names, tolerances
 
 RECORDS = ("vssd_*",)
 FAST = ("vssd_micro-damped",)
 # the recorded float32 stages of the damped case are up to 1.2e-3 of their spread from the original's own in float64
 FULL_SIZE_TOLERANCE = 1e-3
-_WRONG_GRADIENTS = (
-    "recorded with a batch of one, for which PyTorch's backward of a batch norm in evaluation mode reads the gradient "
-    "of a transposed map in the wrong order; ours agree with finite differences"
-)
-DEFECTIVE = {"vssd_custom_heads3": _WRONG_GRADIENTS}
 _NAMES = {
     "embed_dim": "dims",
     "ssd_expansion": "expand",
@@ -50,6 +45,15 @@ _MIXERS = {"mamba2": "ssd", "standard": "attention"}
 _IGNORED = ("attn_types", "ssd_positve_dA", "ssd_chunk_size", "out_indices")
 
 
+def defect(case: Case) -> str:
+    if case.record["input_shape"][0] > 1 or "grads" not in case.record:
+        return ""
+    return (
+        "recorded with a batch of one, for which PyTorch's backward of a batch norm in evaluation mode reads the "
+        "gradient of a transposed map in the wrong order; ours agree with finite differences"
+    )
+
+
 def build(case: Case) -> VSSD:
     if case.variant in registered_names():
         return timm.create_model(registered_names()[case.variant]).eval()
@@ -60,7 +64,7 @@ def build(case: Case) -> VSSD:
     if unknown := set(config) - set(_NAMES) - set(_IGNORED):
         raise NotImplementedError(f"arguments of the original that ours lacks: {sorted(unknown)}")
     args = {_NAMES[name]: value for name, value in config.items() if name in _NAMES}
-    if _dense(case):
+    if is_dense(case):
         args["num_classes"] = 0
     mixers = [_MIXERS[name] for name in config.get("attn_types", ["mamba2"] * 3 + ["standard"])]
     return VSSD(**args, mixers=mixers, negative_weights=not config.get("ssd_positve_dA", True)).eval()
@@ -76,15 +80,11 @@ def convert(state_dict: dict[str, Tensor], model: VSSD) -> dict[str, Tensor]:
 
 def outputs(model: VSSD, x: Tensor, case: Case) -> dict[str, Tensor]:
     final, stages = model.forward_intermediates(x)
-    if _dense(case):
+    if is_dense(case):
         return {f"out{i}": _outnorm(i, stage) for i, stage in enumerate(stages)}
     out = {f"stage{i}": stage for i, stage in enumerate(stages)}
     out["stem"] = model.stem(x).permute(0, 3, 1, 2)
     return out | {"logits": model.forward_head(final)}
-
-
-def _dense(case: Case) -> bool:
-    return case.name.endswith("-backbone")
 
 
 def _outnorm(i: int, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _ncssd(record: dict) -> Iterator[Deviation]:
         "attention", record["attention"], attention, "layers.0.blocks.0.attn.", "stages.0.blocks.0.mixer.", (3, 5)
     )
     yield from _module("block", record["block"], block, "layers.0.blocks.0.", "stages.0.blocks.0.", (3, 5))
-    # the outputs of the stem only, for the reason of DEFECTIVE
+    # the outputs of the stem only, for the reason of `defect`
     yield next(_module("stem", record["stem"], stem, "patch_embed.", "stem.", None))
     yield from _module(
         "patch merging", record["patch_merging"], merging, "layers.0.downsample.", "stages.1.downsample.", (5, 7)

@@ -26,6 +26,7 @@ RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one
 _RAW = ("state_dict", "model", "net", "network_weights", "params")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E", "params_ema")
 _WRAPPERS = ("module.", "_orig_mod.")
+_COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # that thop leaves in every module whose operations it counted
 _SHOWN = 8
 
 _logger = logging.getLogger(__name__)
@@ -109,7 +110,9 @@ def read(path: str | os.PathLike, weights: str = "auto") -> Checkpoint:
 
 
 def unwrap(content: Mapping[str, Any], weights: str = "auto") -> dict[str, Any]:
-    """Take the weights out of a checkpoint's nesting, by the rule of `read`, and strip prefixes of wrapping modules.
+    """Take the weights out of a checkpoint's nesting, by the rule of `read`, without what wrapping and counting added.
+
+    Prefixes of wrapping modules are stripped, and the counters that a profiler left among the buffers are left out.
 
     Raises:
         CheckpointError: there are no tensors, or no weights of the kind.
@@ -139,7 +142,8 @@ def unwrap(content: Mapping[str, Any], weights: str = "auto") -> dict[str, Any]:
     for name, value in inner.items():
         while name.startswith(_WRAPPERS):
             name = name.split(".", 1)[1]
-        out[name] = value
+        if not _COUNTERS.search(name):
+            out[name] = value
     return out
 
 

@@ -125,7 +125,41 @@ def _observe(
         return look
 
     handles = [module.register_forward_hook(hook(read)) for module, read in taps]
-    training, device = model.training, next(model.parameters()).device
+    try:
+        _run(model, loader)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _observe_steps(model: nn.Module, loader: Loader, scans: Sequence[SelectiveSSM]) -> dict[Any, _Statistics]:
+    """Run the data; the low-rank step sizes by number of the scan and route, however the scan is called."""
+    found: dict[Any, _Statistics] = {}
+
+    def watched(i: int, ssm: SelectiveSSM) -> Callable:
+        project = ssm.project
+
+        def look(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            parts = project(u)
+            for k in range(ssm.routes):
+                found.setdefault((i, k), _Statistics()).add(parts[0][:, :, k])
+            return parts
+
+        return look
+
+    try:
+        for i, ssm in enumerate(scans):
+            ssm.project = watched(i, ssm)  # type: ignore[method-assign]
+        _run(model, loader)
+    finally:
+        for ssm in scans:
+            del ssm.project
+    return found
+
+
+def _run(model: nn.Module, loader: Loader) -> None:
+    training, device, empty = model.training, next(model.parameters()).device, True
     try:
         model.eval()
         for batch in loader:
@@ -133,13 +167,11 @@ def _observe(
             if not torch.isfinite(images).all():
                 raise ValueError("calibration images must be finite, found NaN or infinity")
             model(images.to(device))
+            empty = False
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    if not found:
+    if empty:
         raise ValueError("the calibration data is empty")
-    return found
 
 
 def _rotation(size: int, like: Tensor, products: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -168,7 +200,8 @@ _PLAIN_MIXERS = ("MambaMixer", "BidirectionalMixer")  # subclasses may gate else
 
 
 def _convolved(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, MambaMixer) or type(m) is SS2D]
+    plain = (m for m in model.modules() if type(m) is SS2D and isinstance(m.conv, nn.Conv2d))  # some sample instead
+    return [*(m for m in model.modules() if isinstance(m, MambaMixer)), *plain]
 
 
 def _rotates(model: nn.Module) -> bool:
@@ -194,17 +227,11 @@ def _fold_norm(model: nn.Module, loader: Loader | None, generator: torch.Generat
 
 def _center(model: nn.Module, loader: Loader | None, generator: torch.Generator) -> None:
     scans = _scans(model)
-    taps = [(ssm, lambda u, _, i=i, ssm=ssm: _low_rank(i, ssm, u)) for i, ssm in enumerate(scans)]
-    found = _observe(model, loader, taps)
+    found = _observe_steps(model, loader, scans)
     for i, ssm in enumerate(scans):
         shift = torch.stack([(found[i, k].low + found[i, k].high) / 2 for k in range(ssm.routes)]).to(ssm.dt_weight)
         ssm.dt_bias.add_(torch.einsum("kdr,kr->kd", ssm.dt_weight, shift) / ssm.dt_bias_scale)
         ssm.delta_shift = shift if ssm.delta_shift is None else ssm.delta_shift + shift
-
-
-def _low_rank(i: int, ssm: SelectiveSSM, u: Tensor) -> dict[Any, Tensor]:
-    low = ssm.project(u)[0]
-    return {(i, k): low[:, :, k] for k in range(ssm.routes)}
 
 
 def _rotate_stream(model: nn.Module, loader: Loader | None, generator: torch.Generator) -> None:
@@ -288,10 +315,7 @@ def _half(linear: nn.Linear, gated: bool = True) -> tuple[Tensor, Tensor | None]
 
 def _smooth_step(model: nn.Module, loader: Loader | None, generator: torch.Generator) -> None:
     scans = _scans(model)
-    found = {}
-    if loader is not None:
-        taps = [(ssm, lambda u, _, i=i, ssm=ssm: _low_rank(i, ssm, u)) for i, ssm in enumerate(scans)]
-        found = _observe(model, loader, taps)
+    found = {} if loader is None else _observe_steps(model, loader, scans)
     for i, ssm in enumerate(scans):
         rows = ssm.x_proj_weight[:, : ssm.splits[0]]
         size = torch.stack([found[i, k].largest for k in range(ssm.routes)]) if found else rows.norm(dim=2)
@@ -304,10 +328,7 @@ def _smooth_step(model: nn.Module, loader: Loader | None, generator: torch.Gener
 
 def _rotate_step(model: nn.Module, loader: Loader | None, generator: torch.Generator) -> None:
     scans = _scans(model)
-    found = {}
-    if loader is not None:
-        taps = [(ssm, lambda u, _, i=i, ssm=ssm: _low_rank(i, ssm, u)) for i, ssm in enumerate(scans)]
-        found = _observe(model, loader, taps)
+    found = {} if loader is None else _observe_steps(model, loader, scans)
     for i, ssm in enumerate(scans):
         rank = ssm.splits[0]
         for k, (weight, step) in enumerate(zip(ssm.x_proj_weight, ssm.dt_weight, strict=True)):

@@ -115,9 +115,15 @@ class SelectiveSSM(nn.Module):
         Returns:
             The output in the parameters' dtype, hence float32 under autocast: routes are summed in float32.
         """
+        order = self.rows(order)
+        filled = self.delta_shift is not None and order is not None and not by_step
+        if filled:  # a step that reads no token has a shift too: it reads a token of zeros
+            num_tokens = u.shape[1] + 1
+            u = torch.cat([u, torch.zeros_like(u[:, :1])], 1)
+            order = _filled(order, num_tokens - 1)
         delta, b, c = self.project(u)
         index = "step" if by_step else "token"
-        return selective_scan(
+        y = selective_scan(
             u,
             delta,
             -torch.exp(state_dtype(self.A_log)),
@@ -126,13 +132,14 @@ class SelectiveSSM(nn.Module):
             state_dtype(self.D),
             self.step_bias(),
             dt_weight=self.dt_weight,
-            order=self.rows(order),
+            order=order,
             num_tokens=num_tokens,
             u_index=index,
             index=index,
             out=out,
             out_dtype=self.D.dtype,
         )
+        return y[:, :-1] if filled and out != "step" else y
 
     def step_bias(self) -> Tensor:
         """The bias of the step size, as often as it counts, (k, d)."""
@@ -144,7 +151,7 @@ class SelectiveSSM(nn.Module):
         """Scan tokens of a longer sequence, with a state that decays over those left out (ToP-ViM, arXiv:2409.18962).
 
         What was left out counts as a token without features: its step size is softplus of the bias, as for steps of a
-        table that read -1.
+        table that read -1, and of the shift of a rewritten model.
 
         Args:
             u: Tokens by step (b, T, k, d).
@@ -156,6 +163,8 @@ class SelectiveSSM(nn.Module):
         delta, b, c = self.project(u)
         bias = self.step_bias()
         delta = F.softplus(state_dtype(torch.einsum("blkr,kdr->blkd", delta, self.dt_weight)) + bias)
+        if self.delta_shift is not None:
+            bias = bias - state_dtype(torch.einsum("kdr,kr->kd", self.dt_weight, self.delta_shift))
         total = delta + skipped.unsqueeze(-1) * F.softplus(bias)
         y = selective_scan(
             u * (delta / total).to(u.dtype),
@@ -171,6 +180,18 @@ class SelectiveSSM(nn.Module):
             out_dtype=self.D.dtype,
         )
         return y + self.D * u
+
+
+def _filled(order: Tensor, token: int) -> Tensor:
+    """A scan table whose empty steps read a token."""
+    if torch.compiler.is_compiling() or order.is_meta:
+        return order.masked_fill(order < 0, token)
+    return _filled_once(order, token)
+
+
+@lru_cache(maxsize=64)
+def _filled_once(order: Tensor, token: int) -> Tensor:
+    return order.masked_fill(order < 0, token)
 
 
 @lru_cache(maxsize=64)

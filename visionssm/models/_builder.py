@@ -116,6 +116,8 @@ class VisionModel(nn.Module):
                 unknown = {**unknown, name: shared[name]}
             known.pop(name, None)
         for name in unknown:
+            if name == "img_size" and not hasattr(self, "set_input_size"):
+                raise TypeError(f"{type(self).__name__} takes images of any size: leave img_size out")
             raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}")
         if weight_init not in (*self.init_modes, "skip"):
             allowed = ", ".join(map(repr, (*self.init_modes, "skip")))

@@ -273,11 +273,17 @@ class PlainModel(VisionModel):
             return state_dict  # the difference of names is reported
         if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[2] != self.pos_embed.shape[2]:
             return state_dict
-        if pos_embed.shape[1] == self.pos_embed.shape[1]:
-            return state_dict
         patches = pos_embed.shape[1] - self.embedded_tokens
         side = math.isqrt(max(patches, 0))
         wanted = " x ".join(map(str, self.grid_size))
+        if pos_embed.shape[1] == self.pos_embed.shape[1]:
+            if side * side == patches and self.grid_size[0] != self.grid_size[1]:
+                message = (
+                    "the position embedding of the checkpoint is taken as one of %s patches; if it is one of %d x %d, "
+                    "build the model for a square image, load, then call set_input_size"
+                )
+                _logger.warning(message, wanted, side, side)
+            return state_dict
         if side * side != patches:
             token = " and a class token" if self.cls_token is not None else ""
             raise CheckpointError(
