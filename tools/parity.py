@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> int:
 
     chosen = selected(harness.cases()) + selected(harness.operators())
     if not chosen:
-        known = ", ".join([*harness.cases(), *harness.operators()])
-        print(f"no recorded case matches {' '.join(args.patterns)}; recorded: {known}", file=sys.stderr)
+        known = ", ".join([*harness.cases(), *harness.operators()]) or "none that a family answers for"
+        rest = f"; without a family: {', '.join(harness.unclaimed())}" if harness.unclaimed() else ""
+        print(f"no recorded case matches {' '.join(args.patterns)}; recorded: {known}{rest}", file=sys.stderr)
         return 2
     print(f"{'case':44} {'quantity':58} {'deviation':>10} {'allowed':>10}")
     failed = 0
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     unclaimed = selected(harness.unclaimed())
     for name in unclaimed:
         print(f"{name:44} no family answers for it: not compared")
-    others = f"; {len(unclaimed)} records without a family, not compared" if unclaimed else ""
+    others = f"; {len(unclaimed)} record(s) without a family, not compared" if unclaimed else ""
     print(f"{len(chosen)} cases, {failed} not as expected{others}")
     return int(failed > 0)
 

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from tests.families import PICO
-from visionssm.analysis.contributions import contributions
-from visionssm.analysis.hidden_attention import hidden_attention
+from visionssm.analysis.contributions import contributions, rollout
+from visionssm.analysis.hidden_attention import class_token_relevance, hidden_attention
 from visionssm.analysis.receptive_field import central_square, receptive_field
 from visionssm.analysis.relevance import RULES, _Rules, relevance
+from visionssm.analysis.token_dynamics import token_dynamics
 
 # what relevance has no rule for; a model that is refused for anything else is a fault
 REFUSED = {"test_grootv": "exp"}
@@ -155,3 +156,22 @@ def test_the_field_of_a_convolution_is_its_kernel():
         receptive_field(conv, torch.rand(1, 3, 8, 8), position=(9, 0))
     with pytest.raises(ValueError, match="no image"):
         receptive_field(conv, [])
+
+
+def test_a_model_that_leaves_out_tokens():
+    torch.manual_seed(0)
+    model = timm.create_model("test_vim", num_classes=5, pruning=((1, 0.5),)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    for explain in (relevance, rollout, class_token_relevance):
+        with pytest.raises(ValueError, match="leaves out tokens after blocks 1.*without pruning"):
+            explain(model, x)
+    found = token_dynamics(model, x)
+    assert [layer.name for layer in found] == [f"blocks.{i}" for i in range(4)]
+    assert "forward_scored" not in vars(model.blocks[1])
+
+
+def test_relevance_of_a_model_that_merges_tokens():
+    torch.manual_seed(0)
+    model = timm.create_model("test_mamband", num_classes=5).eval()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(relevance(model, x).logits, model(x).detach())

@@ -313,8 +313,11 @@ def compare(case: Case) -> Iterator[Deviation]:
         values = [outputs[output["name"]] for output in recorded] or [outputs["logits"]]
         loss = sum((y * torch.from_numpy(reference_input(tuple(y.shape), seed=7))).sum() for y in values)
         if isinstance(recorded_loss := record.get("loss"), float):  # others say how it is made
-            size = sum(float((y.detach().abs() * reference_input(tuple(y.shape), seed=7)).abs().sum()) for y in values)
-            yield Deviation("loss", abs(float(loss) - recorded_loss), (loose or tolerances.LOGITS) * max(1.0, size))
+            parts = (y.detach().abs() * torch.from_numpy(reference_input(tuple(y.shape), seed=7)).abs() for y in values)
+            size = sum(float(part.sum()) for part in parts)
+            yield Deviation(
+                "loss", abs(float(loss.detach()) - recorded_loss), (loose or tolerances.LOGITS) * max(1.0, size)
+            )
         aliases = record.get("aliases", {})
         leaves = {k: v for k, v in source.items() if v.requires_grad and k not in aliases}
         grads = torch.autograd.grad(loss, [*inputs, *leaves.values()], allow_unused=True)

@@ -1,4 +1,4 @@
-"""MHS-VM's mixer against the recorded runs of the original."""
+"""MHS-VM's mixer and U-Net against the recorded runs of the original."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,13 @@ from torch import Tensor
 from visionssm.models.mhsvm import HEAD_SCANS, GatedMultiHeadScan, MultiHeadScan, ScanRouteAttention
 
 from . import Deviation, compare_operator, fill, reference_input, tolerances
+from .vm_unet import build, convert, outputs
 
-RECORDS = ()
+RECORDS = ("mhsvm_unet_*",)
+__all__ = ["DTYPE", "OPERATORS", "RECORDS", "build", "convert", "outputs"]
+# the quotient of deviation and mean is steep where routes nearly agree, so that rounding of ours would come on top of
+# what the recorded values have
+DTYPE = torch.float64
 _NAMES = (
     (r"x_ssproj_W$", "head_proj.weight"),
     (r"scanhead_([CXSZ])\.mambaeng\.", lambda match: f"heads.{'CXSZ'.index(match[1])}.ssm."),
@@ -40,7 +45,7 @@ def _blocks(record: dict) -> Iterator[Deviation]:
 
 
 def _input(case: dict) -> Tensor:
-    return torch.from_numpy(reference_input(case["input_shape"], case["seed"])).requires_grad_()
+    return torch.from_numpy(reference_input(case["input_shape"], case["seed"])).to(DTYPE).requires_grad_()
 
 
 def _loss(y: Tensor) -> Tensor:
@@ -57,8 +62,9 @@ def _route_attention(case: dict) -> Iterator[Deviation]:
 
 def _block(name: str, case: dict, block: torch.nn.Module, channels_first: bool) -> Iterator[Deviation]:
     aliases = case["aliases"]
+    block = block.to(DTYPE)
     leaves = {
-        key: torch.from_numpy(fill(key, tuple(shape))).requires_grad_()
+        key: torch.from_numpy(fill(key, tuple(shape))).to(DTYPE).requires_grad_()
         for key, shape in case["keys"]
         if key not in aliases
     }

@@ -28,10 +28,10 @@ class ChannelsFirst(nn.Module):
 
 def build(case: Case) -> nn.Module:
     shapes = dict(case.keys)
-    if case.name.endswith("_mlp"):
+    if "fc1.weight" in shapes:
         hidden, dim = shapes["fc1.weight"]
         return ChannelsFirst(mlp=MultiScaleMlp(dim, hidden // dim)).eval()
-    if "_block_" in case.name:
+    if "expand.0.weight" in shapes:
         dim_out, dim = shapes["norm.weight"][0], shapes["expand.0.weight"][1]
         scale = round((shapes["expand.0.weight"][0] // dim_out) ** 0.5)
         head = nn.Conv2d(dim_out, shapes["out.weight"][0], 1) if "out.weight" in shapes else None

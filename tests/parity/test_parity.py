@@ -1,5 +1,6 @@
 """Every recorded case of every family, at the tolerances of tolerances.py."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -140,5 +141,37 @@ def test_records_of_another_folder(tmp_path):
         assert set(operators()) == {"plainmamba-mixer-9x9", "hydra-mixer-b"}
         with pytest.raises(ValueError, match="vim_custom_damaged.json is damaged"):
             list(compare(cases()["vim_custom_damaged"]))
+    finally:
+        use_records(DATA)
+
+
+def test_the_tool_says_what_it_did_not_compare(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("parity_tool", DATA.parents[1] / "tools" / "parity.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    (tmp_path / "goldens").mkdir()
+    record = json.loads((DATA / "goldens" / "vim_custom_a.json").read_text())
+    bare = {name: record[name] for name in ("variant", "config", "keys", "input_shape", "seed")}
+    for name, content in {
+        "vim_custom_x": record | {"attention": [1.0]},
+        "vim_custom_bare": bare,
+        "other_system_a": record,
+    }.items():
+        (tmp_path / "goldens" / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "goldens" / "vim_custom_damaged.json").write_text('{"logits": [')
+    try:
+        assert tool.main(["--records", str(tmp_path)]) == 1
+        said = capsys.readouterr().out
+        assert "not compared: attention" in said
+        assert "vim_custom_damaged" in said and "is damaged" in said
+        assert "the record holds nothing that is compared  FAILED" in said
+        assert "3 cases, 2 not as expected; 1 record(s) without a family, not compared" in said
+        assert tool.main(["--records", str(tmp_path), "vim_custom_x"]) == 0
+        assert tool.main(["--records", str(tmp_path), "other*"]) == 2
+        assert "without a family: other_system_a" in capsys.readouterr().err
+        (tmp_path / "names.json").write_text("{")
+        with pytest.raises(SystemExit) as ended:
+            tool.main(["--records", str(tmp_path)])
+        assert ended.value.code == 2 and "names.json is damaged" in capsys.readouterr().err
     finally:
         use_records(DATA)

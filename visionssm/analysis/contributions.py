@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..models._plain import PlainModel
 from ..ops import causal_conv1d, selective_scan
-from .receptive_field import _frozen
+from .receptive_field import _check_whole, _frozen
 from .relevance import _GATES, _PRODUCTS, is_linear
 
 REDUCTIONS = ("alti", "norm", "signed")
@@ -124,10 +124,11 @@ def rollout(model: nn.Module, images: Tensor, start: int = 0, reduce: str = "alt
         (b, L, L): what token i after the last block has from token j before block `start`.
 
     Raises:
-        ValueError: the model is not plain, or has no such block.
+        ValueError: the model is not plain, leaves out or merges tokens, or has no such block.
     """
     if not hasattr(model, "embed"):
         raise ValueError("a rollout needs a plain model; of another one's stage ask for `contributions` of its blocks")
+    _check_whole(model)
     plain = cast(PlainModel, model)
     if not 0 <= start < len(plain.blocks):
         raise ValueError(f"start must be from 0 to {len(plain.blocks) - 1}, got {start}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..layers import MambaMixer
 from ..models._plain import PlainModel
 from ..ops import causal_conv1d, selective_scan
-from .receptive_field import _frozen
+from .receptive_field import _check_whole, _frozen
 from .scan_calls import ScanCall, ScanCalls
 
 METHODS = ("raw", "rollout", "attribution", "unified")
@@ -252,12 +252,14 @@ def class_token_relevance(
         (rows, columns) of the patches, at least 0.
 
     Raises:
-        ValueError: an unknown method, several images, another kind of model, or a block that does not exist.
+        ValueError: an unknown method, several images, another kind of model or one that leaves out tokens, or a block
+            that does not exist.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if image.shape[0] != 1:
         raise ValueError(f"relevance is shown for one image at a time, got {image.shape[0]}")
+    _check_whole(model)
     mixers = [getattr(block, "mixer", None) for block in getattr(model, "blocks", [])]
     fits = mixers and all(isinstance(m, MambaMixer) and m.scan == "bidirectional" for m in mixers)
     if not fits or getattr(model, "num_extra_tokens", 0) != 1:

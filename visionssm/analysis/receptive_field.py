@@ -85,6 +85,19 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def _check_whole(model: nn.Module) -> None:
+    """Refuse a model that leaves tokens out on its way.
+
+    Raises:
+        ValueError: it does.
+    """
+    if getattr(model, "pruning", None):
+        raise ValueError(
+            f"this {type(model).__name__} leaves out tokens after blocks {', '.join(map(str, model.pruning))}, whose "
+            "part is not defined then: build it without pruning, which takes the same weights"
+        )
+
+
 def normalise(field: Tensor) -> Tensor:
     """A field (h, w) for a picture: its fifth root over its maximum; zeros stay zeros."""
     root = field.clamp(min=0) ** 0.2

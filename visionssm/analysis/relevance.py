@@ -26,7 +26,7 @@ from ..ops import (
     wavefront_scan,
     weighted_state,
 )
-from .receptive_field import _frozen
+from .receptive_field import _check_whole, _frozen
 
 RULES = ("activation", "norm", "scan", "gate")
 
@@ -67,7 +67,8 @@ def relevance(
         rules: Those of "activation", "norm", "scan", "gate" that are applied; none gives gradient times input.
 
     Raises:
-        ValueError: a class outside the model's, a model without classifier, or an unknown level or rule.
+        ValueError: a class outside the model's, a model without classifier or one that leaves out tokens, or an unknown
+            level or rule.
         NotImplementedError: the model calls a function on its data that no rule covers; the message names it and its
             module.
     """
@@ -77,6 +78,7 @@ def relevance(
         raise ValueError(f"rules must be of {', '.join(RULES)}, got {', '.join(sorted(unknown))}")
     if not getattr(model, "num_classes", 0):
         raise ValueError("the model has no classifier: relevance is that of a class")
+    _check_whole(model)
     plain = hasattr(model, "embed")
     level = level or ("tokens" if plain else "pixels")
     if level not in ("tokens", "pixels") or (level == "tokens" and not plain):
@@ -95,6 +97,7 @@ def relevance(
                 y = entrance
                 for i in range(len(streams.blocks)):
                     y = streams.run_block(i, y, grid)
+                    grid = streams.grid_after(i, grid)
                 logits = streams.forward_head(streams.finish(y))
         target = _targets(target, logits)
         chosen = logits.gather(1, target[:, None]).squeeze(1)

@@ -73,11 +73,25 @@ def token_dynamics(model: nn.Module, images: Tensor) -> list[LayerDynamics]:
 
         return hook
 
+    def watched(name: str, run):
+        def scored(x: Tensor, *args):
+            out = run(x, *args)
+            norms[name] = _norms(x), _norms(out[0])
+            return out
+
+        return scored
+
     handles = [block.register_forward_hook(keep(name)) for name, block in blocks.items()]
+    # a block after which tokens are left out is not called as a module
+    pruning = [(name, block) for name, block in blocks.items() if hasattr(block, "forward_scored")]
     try:
+        for name, block in pruning:
+            block.forward_scored = watched(name, block.forward_scored)
         with _frozen(model):
             model(images)
     finally:
+        for _, block in pruning:
+            block.__dict__.pop("forward_scored", None)
         for handle in handles:
             handle.remove()
     found: list[LayerDynamics] = []
