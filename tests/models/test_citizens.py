@@ -62,7 +62,7 @@ def test_weights_made_without_memory_are_all_initialised(name, kwargs):
 
 
 @pytest.mark.parametrize("name", PICO)
-@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", "fast", "fastmax"])
 def test_pools_tell_what_the_classifier_sees(name, pool):
     try:
         model = timm.create_model(name, global_pool=pool, num_classes=3).eval()

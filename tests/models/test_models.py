@@ -94,6 +94,17 @@ class TestPico:
         with torch.no_grad():
             assert torch.isfinite(model(image(name, 1, size))).all()
 
+    def test_empty_batch(self, name):
+        model = make(name)
+        for mode in (model.train, model.eval):
+            mode()
+            x = image(name, 1)[:0].requires_grad_()
+            y = model(x)
+            y = y[0] if isinstance(y, tuple) else y
+            assert y.shape == (0, model.num_classes)
+            y.sum().backward()
+            assert x.grad.shape == x.shape
+
     def test_batch_items_are_independent(self, name):
         model = make(name).eval()
         x = image(name, 3)

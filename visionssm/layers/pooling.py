@@ -11,7 +11,8 @@ def make_map_pool(pool_type: str, flatten: bool = True) -> SelectAdaptivePool2d:
     Raises:
         ValueError: the pooling is unknown, or changes the channels, which the head's own layers cannot take.
     """
-    pool_type = pool_type.removeprefix("fast")  # as timm writes it into a stored model's configuration
+    # as timm writes it into a stored model's configuration; "fast" alone is the average there
+    pool_type = "avg" if pool_type == "fast" else pool_type.removeprefix("fast")
     if pool_type not in _POOLS:
         why = "; the head's own layers take the channels of the map" if pool_type == "catavgmax" else ""
         raise ValueError(f"global_pool must be one of {', '.join(map(repr, _POOLS))}, got {pool_type!r}{why}")

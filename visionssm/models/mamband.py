@@ -44,8 +44,9 @@ class ChannelMerging(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Tokens (b, height * width, dim) to (b, ceil(height / 2) * ceil(width / 2), dim)."""
         x = x.mT.unflatten(2, (height, width))
-        x = F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
-        return self.reduction(self.norm(x.flatten(2).mT))
+        x = F.pad(x, (0, width % 2, 0, height % 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # not pixel_unshuffle, which takes no empty batch
+        return self.reduction(self.norm(x.flatten(1, 2)))
 
 
 class MambaNDBlock(nn.Module):

@@ -41,8 +41,8 @@ def checked(x, delta, A, B, C, D=None, delta_bias=None) -> Ssd:
     if x.ndim != 4:
         raise ValueError(f"x must be (batch, tokens, heads, channels of a head), got shape {tuple(x.shape)}")
     b, length, h, _ = x.shape
-    if 0 in x.shape:
-        raise ValueError(f"batch, tokens, heads and channels must be at least 1, got x of shape {tuple(x.shape)}")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"tokens, heads and channels must be at least 1, got x of shape {tuple(x.shape)}")
     check_shape("delta", delta, (b, length, h), "(batch, tokens, heads)")
     for name in ("A", "D", "delta_bias"):
         if given[name] is not None:

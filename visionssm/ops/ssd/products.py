@@ -237,7 +237,7 @@ def _weighted_state(x: Tensor, B: Tensor, weight: Tensor | None) -> Tensor:
     g, n, dtype = *B.shape[2:], product_dtype(x, B)
     if weight is not None:
         x = x * weight[..., None]
-    x = x.to(dtype).reshape(b, length, g, -1)
+    x = x.to(dtype).reshape(b, length, g, h // g * p)
     return torch.einsum("blgn,blgd->bgnd", B.to(dtype), x).view(b, g, n, h // g, p)
 
 
@@ -246,7 +246,7 @@ def _read_state(state: Tensor, C: Tensor) -> Tensor:
     b, g, _, r, p = state.shape
     dtype = product_dtype(state, C)
     y = torch.einsum("blgn,bgnd->blgd", C.to(dtype), state.flatten(3).to(dtype))
-    return y.reshape(b, -1, g * r, p)
+    return y.reshape(b, C.shape[1], g * r, p)
 
 
 def _with_skip(y: Tensor, ssd: Ssd) -> Tensor:

@@ -42,8 +42,8 @@ def tree_scan(x: Tensor, decay: Tensor, parent: Tensor, *, backend: str = "porta
         return handle_torch_function(tree_scan, tensors, x, decay, parent, backend=backend)
     if backend not in _BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(_BACKENDS)}")
-    if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"x must be (b, L, d) and not empty, got shape {tuple(x.shape)}")
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise ValueError(f"x must be (b, L, d) with L and d at least 1, got shape {tuple(x.shape)}")
     if decay.shape != x.shape:
         raise ValueError(f"decay has shape {tuple(decay.shape)} but x has {tuple(x.shape)}; they must agree")
     if parent.shape != x.shape[:2]:
@@ -67,11 +67,13 @@ def tree_scan(x: Tensor, decay: Tensor, parent: Tensor, *, backend: str = "porta
 
 @torch.library.custom_op("visionssm::tree_scan", mutates_args=())
 def _forward(x: Tensor, decay: Tensor, parent: Tensor) -> Tensor:
-    return portable.forward(x, decay, parent)
+    return portable.forward(x, decay, parent) if x.shape[0] else torch.empty_like(x)
 
 
 @torch.library.custom_op("visionssm::tree_scan_backward", mutates_args=())
 def _backward(grad: Tensor, x: Tensor, decay: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
+    if not x.shape[0]:
+        return torch.empty_like(x), torch.empty_like(decay)
     return portable.backward(grad, x, decay, parent)
 
 

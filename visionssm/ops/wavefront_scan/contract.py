@@ -45,8 +45,8 @@ def check(scan: Wavefront) -> None:
     for name, t in scan._asdict().items():
         if not isinstance(t, Tensor) and not (name == "D" and t is None):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
-    if scan.x.ndim != 4 or 0 in scan.x.shape:
-        raise ValueError(f"x must be (b, H, W, d) and not empty, got shape {tuple(scan.x.shape)}")
+    if scan.x.ndim != 4 or 0 in scan.x.shape[1:]:
+        raise ValueError(f"x must be (b, H, W, d) with H, W and d at least 1, got shape {tuple(scan.x.shape)}")
     b, height, width, d = scan.x.shape
     if scan.A_top.ndim != 2 or not 1 <= scan.A_top.shape[1] <= MAX_STATES:
         raise ValueError(

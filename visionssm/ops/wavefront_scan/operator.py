@@ -88,6 +88,9 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
+    if x.shape[0] == 0:
+        shape = choose_backend(backend, x.device, x.dtype).states_shape(scan) if save else (0,)
+        return x.new_empty(x.shape), x.new_empty(shape, dtype=scan.compute_dtype)
     y, states = running_backend(scan, backend, save).forward(scan, save)
     return y, x.new_empty(0, dtype=scan.compute_dtype) if states is None else states
 
@@ -108,6 +111,8 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     scan = Wavefront(x, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D)
+    if x.shape[0] == 0:
+        return [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in scan if t is not None]
     chosen = choose_backend(backend, x.device, x.dtype)
     if states.shape != chosen.states_shape(scan):
         if states.numel():
