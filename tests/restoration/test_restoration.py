@@ -117,3 +117,15 @@ def test_dual_pixel_form_reads_six_channels():
     model = create_model("test_mambair_unet", in_chans=6, dual_pixel=True).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 6, 8, 8)).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_weights_made_without_memory(name):
+    model = create_model(name, device="meta").to_empty(device="cpu")
+    for value in [*model.parameters(), *model.buffers()]:
+        value.data.fill_(torch.nan if value.is_floating_point() else -1)
+    model.init_weights()
+    assert not [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    fresh = dict(create_model(name).named_buffers())
+    for key, value in model.named_buffers():
+        assert torch.equal(value, fresh[key]), key

@@ -233,3 +233,15 @@ def test_export(tmp_path):
 
     model = create_model("test_ultralight_vm_unet")
     assert export_model(model, torch.randn(2, 3, 32, 64), tmp_path / "model.pt2").difference < 1e-4
+
+
+@pytest.mark.parametrize("name", PICOS)
+def test_weights_made_without_memory(name):
+    model = create_model(name, device="meta").to_empty(device="cpu")
+    for value in [*model.parameters(), *model.buffers()]:
+        value.data.fill_(torch.nan if value.is_floating_point() else -1)
+    model.init_weights()
+    assert not [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    fresh = dict(create_model(name).named_buffers())
+    for key, value in model.named_buffers():
+        assert torch.equal(value, fresh[key]), key

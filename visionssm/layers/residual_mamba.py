@@ -45,6 +45,10 @@ class ResidualMamba(nn.Module):
         self.skip_scale = nn.Parameter(torch.ones(1, **dd))
         self.proj = nn.Linear(dim, dim_out, **dd)
 
+    def reset_parameters(self) -> None:
+        """Begin with a plain skip."""
+        nn.init.ones_(self.skip_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """(b, dim, h, w) or (b, dim, d, h, w) to the same with dim_out channels."""
         size = x.shape[2:]

@@ -79,6 +79,11 @@ class ScaledResidualBlock(nn.Module):
         self.norm2 = norm(dim)
         self.cab = ChannelAttentionBlock(dim, light)
 
+    def reset_parameters(self) -> None:
+        """Begin with plain skips."""
+        nn.init.ones_(self.skip_scale)
+        nn.init.ones_(self.skip_scale2)
+
     def forward(self, x: Tensor) -> Tensor:
         """A map (b, h, w, dim) to a map of the same shape."""
         x = x * self.skip_scale + self.drop_path(self.mixer(self.norm1(x)))

@@ -31,13 +31,22 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.window = window
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.proj = nn.Linear(dim, dim)
-        cell = torch.arange(window * window, device="cpu")
-        row, column = cell // window, cell % window
-        index = (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
-        self.register_buffer("position", index.to(self.proj.weight.device), persistent=False)
+        self.register_buffer("position", torch.empty(window**2, window**2, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the bias and the table of relative positions."""
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the table where it is, as for weights that were made without memory."""
+        side = 2 * self.window - 1
+        cell = torch.arange(self.window**2, device="cpu")
+        row, column = cell // self.window, cell % self.window
+        self.position.copy_((row[:, None] - row + self.window - 1) * side + column[:, None] - column + self.window - 1)
 
     def forward(self, qkv: Tensor, shift: int) -> Tensor:
         """Attend.
@@ -217,6 +226,11 @@ class AttentiveBlock(nn.Module):
         self.mlp1, self.mlp2 = (ConvMlp(dim, hidden, kernel, light) for _ in range(2))
         self.states = nn.Embedding(rank, d_state)
         self.scan = AttentiveScan(dim, hidden, d_state, rank, classes, sorted_prompt, gumbel_eval)
+
+    def reset_parameters(self) -> None:
+        """Begin with nearly no second shortcut."""
+        nn.init.constant_(self.scale1, 1e-4)
+        nn.init.constant_(self.scale2, 1e-4)
 
     def forward(self, x: Tensor) -> Tensor:
         """A map (b, h, w, dim) to a map of the same shape."""

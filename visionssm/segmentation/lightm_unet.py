@@ -60,6 +60,10 @@ class ConvBlock(nn.Module):
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.norm2 = nn.GroupNorm(_GROUPS, dim)
 
+    def reset_parameters(self) -> None:
+        """Begin with a plain skip."""
+        nn.init.ones_(self.skip_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """A map to a map of the same shape."""
         y = self.conv(F.relu(self.norm1(x))) + self.skip_scale * x
