@@ -21,6 +21,7 @@ NESTINGS = {
     "bare": lambda s: s,
     "model": lambda s: {"model": s, "epoch": 3},
     "state_dict": lambda s: {"state_dict": s, "meta": {"epoch": 3}},
+    "module": lambda s: {"module": s, "epoch": 3},
     "module.": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
     "profiled": lambda s: {
         "model": s | {f"{p}total_{k}": torch.zeros(1) for p in ("", "x.") for k in ("ops", "params")}

@@ -22,8 +22,8 @@ from ..errors import CheckpointError
 WEIGHTS = ("auto", "raw", "ema")
 RUN_FILES = ("model_best.pth.tar", "last.pth.tar")  # of a training's folder
 RUN_STATE = "run"  # entry of `task_state` by which a checkpoint is known as one of this package's training
-# "network_weights" as nnU-Net writes it, "params" and "params_ema" as BasicSR
-_RAW = ("state_dict", "model", "net", "network_weights", "params")
+# "network_weights" as nnU-Net writes it, "params" and "params_ema" as BasicSR, "module" as DeepSpeed
+_RAW = ("state_dict", "model", "net", "network_weights", "params", "module")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_model", "net_E", "params_ema")
 _WRAPPERS = ("module.", "_orig_mod.")
 _COUNTERS = re.compile(r"(^|\.)total_(ops|params)$")  # that thop leaves in every module whose operations it counted
