@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from visionssm.commands import restore, train_restoration
+from visionssm.commands import export, restore, train_restoration
 from visionssm.commands._recipes import apply_recipe
 from visionssm.engine.data.restoration import Degradation, TrainPatches, pair_up, to_image, to_tensor, whole_pair
-from visionssm.engine.inference.restoration import fidelity
+from visionssm.engine.inference.restoration import fidelity, load_restorer
 from visionssm.engine.training.stopping import StopRequest
 from visionssm.errors import UserError
 from visionssm.restoration import create_model, tiled
@@ -71,6 +71,12 @@ def test_restores_files_from_a_runs_checkpoint(photos, tmp_path, capsys):
     assert restored.shape == (3, 32, 38)
     psnr, ssim = fidelity(restored, sharp, 2)
     assert f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; before" in capsys.readouterr().out
+    exported = tmp_path / "run.pt2"
+    assert export.main(["--checkpoint", str(tmp_path / "run"), "--img-size", "8", "--output", str(exported)]) == 0
+    program, model = torch.export.load(exported).module(), load_restorer(None, str(tmp_path / "run"))[1]
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model(images), rtol=1e-4, atol=1e-5)
     made = [str(photos / "validation"), *common, "--degradation", "bicubic", "--picture", str(tmp_path / "a.png")]
     assert restore.main(made) == 0
     assert f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; before" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The four steps of docs/openmmlab.md, from annotations in COCO's layout to pictures, as they are written there."""
+"""The steps of docs/openmmlab.md from data of one's own to pictures, as they are written there."""
 
 import json
 import re
@@ -135,4 +135,96 @@ def test_mistakes_are_named_before_the_first_iteration(project, capsys, change, 
         )
         == 2
     )
+    assert message in capsys.readouterr().err
+
+
+# likewise for a segmenter, whose crops are of 64 x 64 pixels
+SMALL_SEGMENTER = [
+    "model.backbone.name=test_vmamba",
+    "model.backbone.pretrained=False",
+    "model.data_preprocessor.size=(64,64)",
+    "model.decode_head.in_channels=[20,32,48,64]",
+    "model.decode_head.channels=16",
+    "model.auxiliary_head.in_channels=48",
+    "model.auxiliary_head.channels=16",
+    *(f"model.{head}.norm_cfg.type=BN" for head in ("decode_head", "auxiliary_head")),
+    "train_cfg.max_iters=2",
+    "default_hooks.checkpoint.interval=2",
+    "train_cfg.val_interval=2",
+    "train_dataloader.dataset.pipeline.2.scale=(96,64)",
+    "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
+    *(f"{split}_dataloader.dataset.pipeline.1.scale=(96,64)" for split in ("val", "test")),
+    *(line for line in SMALL if line.endswith(("num_workers=0", "persistent_workers=False"))),
+]
+
+
+@pytest.fixture
+def segmentation_project(tmp_path, monkeypatch):
+    """A folder with `mine.py` as documented for segmenters, beside `configs`, and a tiny data set."""
+    document = (ROOT / "docs/openmmlab.md").read_text()
+    section = document[document.index("## From your own label maps") :]
+    (tmp_path / "mine.py").write_text(re.search(r"```python\n(_base_.*?)```", section, re.DOTALL)[1])
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        images, masks = (tmp_path / "data/mine" / kind / split for kind in ("images", "masks"))
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 100, (61, 95, 3), dtype=np.uint8)
+            labels = np.zeros((61, 95), np.uint8)
+            labels[10:40, 8:43], labels[20:50, 50:85], labels[0] = 1, 2, 255
+            pixels[labels == 1], pixels[labels == 2] = 255, (255, 0, 0)
+            Image.fromarray(pixels).save(images / f"{number}.jpg")
+            Image.fromarray(labels).save(masks / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_steps_to_a_segmenter_run_as_documented(segmentation_project, capsys):
+    common = ["--config", "mine.py", "--output", "work/mine", "--cfg-options", *SMALL_SEGMENTER]
+    assert train.main(["--auto-scale-lr", *common, "experiment_name=own-segmenter"]) == 0
+    checkpoint = "work/mine/iter_2.pth"
+    capsys.readouterr()
+    tested = ["--checkpoint", checkpoint, "--show-dir", "pictures"]
+    own = [
+        "experiment_name=own-segmenter-test",
+        "visualizer.name=own-segmenter-test",
+    ]
+    assert evaluate.main([*tested, *common, *own]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert list(Path("pictures").rglob("*.png"))
+    told = ["data/mine/images/val", "--config", "work/mine/mine.py", "--checkpoint", checkpoint]
+    assert predict.main([*told, "--output", "predictions"]) == 0
+    assert re.search(r"1\.png: .*(ground|cat|dog) \d+\.\d %", capsys.readouterr().out.replace("0001_", ""))
+    assert len(list(Path("predictions").iterdir())) == 4
+
+
+def spoil(kind):
+    """A mistake in the data or the config of the segmenter."""
+    mask = Path("data/mine/masks/train/0.png")
+    if kind == "missing":
+        mask.unlink()
+    elif kind == "colour":
+        Image.open(mask).convert("RGB").save(mask)
+    elif kind == "beyond":
+        Image.fromarray(np.full((61, 95), 3, np.uint8)).save(mask)
+    else:
+        config = Path("mine.py").read_text()
+        Path("mine.py").write_text(config.replace("auxiliary_head=dict(num_classes=3)", "auxiliary_head=dict()"))
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "has no label map"),
+        ("colour", "is a colour image"),
+        ("beyond", "has the label 3, but the 3 classes are numbered from 0 to 2"),
+        ("head", "auxiliary_head.num_classes=150; write num_classes=3"),
+    ],
+)
+def test_mistakes_in_label_maps_are_named_before_the_first_iteration(segmentation_project, capsys, kind, message):
+    spoil(kind)
+    told = ["--config", "mine.py", "--output", "work/mine", "--cfg-options", *SMALL_SEGMENTER]
+    assert train.main([*told, f"experiment_name=own-segmenter-{kind}"]) == 2
     assert message in capsys.readouterr().err

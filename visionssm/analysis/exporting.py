@@ -79,7 +79,8 @@ def export_model(
     The input of an ONNX file is called `images`.
 
     Args:
-        model: A module from images to a tensor or several; a compiled one is unwrapped. Put into evaluation mode.
+        model: A module from images to a tensor, several, or several by name; a compiled one is unwrapped. Put into
+            evaluation mode.
         image: Example images (b, c, h, w) or volumes (b, c, d, h, w), b at least 2 for a dynamic batch; float32, or
             float16 for a model of that.
         path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format.
@@ -87,7 +88,8 @@ def export_model(
         dynamic_size: Leave height and width open, from 64 pixels on. Scan orders and numbers of steps become part of
             the program, so a model that scans is refused.
         standalone: Decompose this package's operators in a .pt2, so that it loads where the package is not installed.
-        output_name: Name of an ONNX file's output; several are numbered, `name_0`, `name_1`, ...
+        output_name: Name of an ONNX file's output; several are numbered, `name_0`, `name_1`, ...;
+            what has names keeps them.
         metadata: Texts to write into an ONNX file, by name.
 
     Raises:
@@ -116,8 +118,10 @@ def export_model(
                 run = torch.export.load(temporary).module()
                 nodes = sum(node.op == "call_function" for node in program.graph.nodes)
             else:
-                count = len(outputs) if isinstance(outputs := model(image[:1]), (tuple, list)) else 1
+                outputs = model(image[:1])
+                count = len(_as_list(outputs))
                 names = [output_name] if count == 1 else [f"{output_name}_{i}" for i in range(count)]
+                names = list(outputs) if isinstance(outputs, Mapping) else names
                 onnx_program = torch.onnx.export(
                     program, dynamo=True, verbose=False, input_names=["images"], output_names=names
                 )
@@ -220,6 +224,8 @@ def _difference(model: nn.Module, run, images: Tensor) -> float:
 
 
 def _as_list(outputs) -> list[Tensor]:
+    if isinstance(outputs, Mapping):
+        return list(outputs.values())
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 

@@ -133,10 +133,11 @@ def _write_program(args: argparse.Namespace) -> None:
 
     dense = {name: "logits" for name in segmenters()} | {name: "restored" for name in restorers()}
     metadata: dict[str, str] = {}
-    if args.model in dense:
+    name = args.model or _name_in(args.checkpoint)
+    if name in dense:
         if args.features_only:
-            raise UserError(f"{args.model} is a dense model, whose output is a map already; leave out --features-only")
-        name, model, output_name = args.model, _dense_model(args), dense[args.model]
+            raise UserError(f"{name} is a dense model, whose output is a map already; leave out --features-only")
+        model, output_name = _dense_model(args, name), dense[name]
         dims = getattr(model, "spatial_dims", 2)
         shape = [model.in_chans, *_sized(args.img_size or [_SIZE], dims)]
         metadata = {"model": name}
@@ -187,13 +188,22 @@ def _known(name: str | None, dense: dict[str, str]) -> None:
         raise UserError(f"there is no model {name!r}{nearest(name, [*list_models(), *dense])}")
 
 
-def _dense_model(args: argparse.Namespace) -> Any:
-    from .. import restoration, segmentation
+def _name_in(checkpoint: str | None) -> str | None:
+    """The model that a run's checkpoint says it is of, if it does."""
+    from ..checkpoints import read
+
+    return read(checkpoint, "raw").options.get("model") if checkpoint else None
+
+
+def _dense_model(args: argparse.Namespace, name: str) -> Any:
+    from .. import segmentation
+    from ..engine.inference.restoration import load_restorer
 
     kwargs = dict(args.model_kwargs)
     kwargs |= {key: getattr(args, key) for key in ("num_classes", "in_chans") if getattr(args, key) is not None}
-    registry = segmentation if args.model in segmentation.list_models() else restoration
-    return _attempt(lambda: registry.create_model(args.model, checkpoint=args.checkpoint, **kwargs), args.model)
+    if name in segmentation.list_models():
+        return _attempt(lambda: segmentation.create_model(name, checkpoint=args.checkpoint, **kwargs), name)
+    return load_restorer(name, args.checkpoint, weights=args.weights, model_kwargs=kwargs)[1]
 
 
 def _metadata(classifier, size: list[int]) -> dict[str, str]:

@@ -5,13 +5,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from PIL import Image
 from torch import nn
 
 from .errors import ConfigError
 
+_LOOKED_AT = 50  # label maps, evenly spaced
 _HEADS = {"bbox_head", "mask_head", "decode_head", "auxiliary_head"}  # those that tell the data set's classes apart
 
 
@@ -118,7 +121,8 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         dataset: What it is trained on, possibly wrapped. Without a list of classes nothing is known and checked.
 
     Raises:
-        ConfigError: the annotations lack a class, nothing is left to train on, or heads tell others apart.
+        ConfigError: the annotations lack a class, nothing is left to train on, a label map is missing or has numbers
+            beyond the classes, or heads tell others apart.
     """
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     if classes is None:
@@ -133,6 +137,8 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         )
     if not len(dataset):
         raise ConfigError(f"the data set has no image with an annotation of {list(classes)}")
+    if hasattr(dataset, "seg_map_suffix"):
+        _check_labels(dataset, len(classes))
     wrong = {
         name: module.num_classes
         for name, module in model.named_modules()
@@ -145,6 +151,31 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         raise ConfigError(
             f"the data set has {len(classes)} classes, but the model has {found}; write num_classes={len(classes)}"
         )
+
+
+def _check_labels(dataset: Any, count: int) -> None:
+    """Some label maps of a data set of mmseg: a number beyond the classes ends on a GPU in an assertion of a kernel."""
+    step = -(-len(dataset) // _LOOKED_AT)
+    for index in range(0, len(dataset), step):
+        info = dataset.get_data_info(index)
+        path = info.get("seg_map_path") or ""
+        if not path.endswith((".png", ".bmp", ".tif")) or "://" in path:
+            continue
+        if not os.path.isfile(path):
+            raise ConfigError(f"the image {info['img_path']!r} has no label map {path!r}")
+        with Image.open(path) as file:
+            labels = np.asarray(file)
+        if labels.ndim != 2:
+            raise ConfigError(
+                f"{path!r} is a colour image; a label map has one channel, whose values are class numbers"
+            )
+        labels = np.unique(labels[labels != dataset.ignore_index]).astype(int)
+        labels = labels[labels > 0] - 1 if dataset.reduce_zero_label else labels
+        if not dataset.label_map and labels.size and labels.max() >= count:
+            raise ConfigError(
+                f"{path!r} has the label {labels.max()}, but the {count} classes are numbered from 0 to {count - 1}; "
+                f"what counts nowhere is {dataset.ignore_index}"
+            )
 
 
 @HOOKS.register_module()
