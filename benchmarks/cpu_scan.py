@@ -8,6 +8,10 @@ Compared are `torch.cumsum` over a tensor of the same (steps, routes x channels)
 loop; and, if it is installed (`pip install mambapy`), the parallel scan of mamba.py. Medians; the variants take turns,
 so that a disturbance of the machine hits all of them. Peak extra memory is the growth of the process' resident set over
 a call in a fresh process, in tensors of steps x routes x channels x states.
+
+    python benchmarks/cpu_scan.py --orders cross snake hilbert+hilbert_flip+zorder+zorder_flip [--threads 1]
+
+compares scan orders instead, at VMamba-T's first two stages, as ratios to the first of them.
 """
 
 import argparse
@@ -17,16 +21,18 @@ import platform
 import subprocess
 import sys
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scan_shapes import CPU_SHAPES, make_inputs
+from scan_shapes import CPU_SHAPES, VMAMBA_TINY, make_inputs
 from timing import seconds_in_turn
 
 from visionssm.files import write_text
 from visionssm.ops import backend_unavailable, selective_scan
 from visionssm.ops.native import loading
+from visionssm.scans import num_routes
 
 try:
     from mambapy.pscan import pscan
@@ -96,6 +102,33 @@ def measure(name: str, threads: int, batch: int, repeats: int) -> dict[str, floa
     return {key: 1e3 * value for key, value in seconds_in_turn(calls, threads, repeats).items()}
 
 
+def compare_orders(names: list[str], threads: int, repeats: int) -> list[str]:
+    """Rows of a Markdown table: the native scan, forward and with backward, by scan order, taken in turn."""
+    lines = ["| shape | scan order | forward | ratio | with backward | ratio |", "|---|---|---:|---:|---:|---:|"]
+    for shape in VMAMBA_TINY[:2]:
+        calls = {}
+        for name in names:
+            inputs = make_inputs(shape._replace(scan=name, batch=1, rank=0), torch.float32)
+            order = inputs.pop("order")
+            scan = partial(selective_scan, order=order, backend="native")
+            leaves = [x.requires_grad_() for x in inputs.values()]
+
+            def forward(scan=scan, leaves=leaves):
+                with torch.no_grad():
+                    scan(*leaves)
+
+            calls[name] = forward
+            calls[f"{name}+"] = lambda scan=scan, leaves=leaves: torch.autograd.grad(scan(*leaves).sum(), leaves)
+        t = seconds_in_turn(calls, threads, repeats)
+        for name in names:
+            cells = [
+                f"{1e3 * t[key]:.2f} | {t[key] / t[first]:.2f}"
+                for key, first in ((name, names[0]), (f"{name}+", f"{names[0]}+"))
+            ]
+            lines.append(f"| {shape.name} | `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
 def peak_memory(name: str, backend: str, gradients: bool) -> float:
     """Growth of the resident set over one call, in tensors of steps x routes x channels x states."""
     torch.set_num_threads(1)
@@ -127,6 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--orders", nargs="+", metavar="NAME", help="compare scan orders of as many routes each")
     parser.add_argument("--instruction-set", choices=["avx512", "avx2", "baseline"], help="the best if not given")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cpu_scan.md"))
     parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "BACKEND"), help=argparse.SUPPRESS)
@@ -139,6 +173,12 @@ def main() -> None:
     if reason is not None:
         parser.error(f"the native backend cannot run: {reason}")
     loading.force_instruction_set(args.instruction_set)
+    if args.orders:
+        counts = {name: num_routes(name) for name in args.orders}
+        if len(set(counts.values())) > 1:
+            parser.error(f"--orders compares orders of as many routes each, found {counts}")
+        print("\n".join(compare_orders(args.orders, args.threads[0], args.repeats)))
+        return
 
     lines = [
         "# The scan on a CPU",

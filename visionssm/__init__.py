@@ -26,7 +26,13 @@ def __getattr__(name: str) -> Any:
 
 
 def _registered_later() -> bool:
-    """Whether this is the command line, whose help must not wait for torch and timm: it registers before it works."""
+    """Whether this is the command line, whose help must not wait for torch and timm: it registers before it works.
+
+    The command is a module of this package, so this file runs before anything of it could say so; it is left to look at
+    how the program was called. The other ways were worse: a second top-level package for the command would not serve
+    `python -m visionssm`, and a hook that waits for timm would change what every program imports, for a help's sake.
+    Whatever the answer, `visionssm.list_models` and all else of the package register the models when asked for.
+    """
     program, *rest = getattr(sys, "argv", None) or [""]
     if program == "-m":  # which it is until the module is found
         return any(pair == ("-m", "visionssm") for pair in zip(sys.orig_argv, sys.orig_argv[1:], strict=False))

@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -49,6 +47,10 @@ def spanning_tree(down: Tensor, right: Tensor) -> Tensor:
 def _spanning_tree(down: Tensor, right: Tensor) -> Tensor:
     if down.device.type != "cpu":
         return spanning_tree_doubling(down, right)
+    # here, and not above: SciPy's sparse matrices take longer to import than the whole of this package
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+
     b, height, width = right.shape[0], right.shape[1], down.shape[2]
     L = height * width
     # SciPy's order among equal weights is its own, so it is given ranks
