@@ -34,6 +34,19 @@ def test_step_loop_is_the_scan(benchmarks, own_input):
     torch.testing.assert_close(cpu_scan.step_loop(*inputs.values()), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_scan_orders_are_compared_with_the_first(benchmarks, monkeypatch, capsys):
+    cpu_scan, shapes = benchmarks("cpu_scan"), benchmarks("scan_shapes")
+    monkeypatch.setattr(cpu_scan, "VMAMBA_TINY", (shapes.ScanShape("small", 4, 3, 8, 1, 2, "cross"),) * 2)
+    if cpu_scan.backend_unavailable("native", "cpu") is None:
+        head, _, first, other, *_ = cpu_scan.compare_orders(["cross", "snake"], threads=1, repeats=1)
+        cells = [cell.strip() for cell in first.strip("|").split("|")]
+        assert cells[:2] == ["small", "`cross`"] and cells[3] == cells[5] == "1.00" and "`snake`" in other
+        monkeypatch.setattr("sys.argv", ["cpu_scan.py", "--orders", "cross", "raster"])
+        with pytest.raises(SystemExit):
+            cpu_scan.main()
+        assert "as many routes each, found {'cross': 4, 'raster': 1}" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_smallest_variants_are_of_every_kind(benchmarks):
     from visionssm.models import kind_of, list_kinds
