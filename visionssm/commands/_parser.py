@@ -120,9 +120,8 @@ class FormerChoice(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         meaning = self.meanings[values]
-        words = [
-            f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}") for key, value in meaning.items()
-        ]
+        told = {key: "" if value is True else f" {value}" for key, value in meaning.items() if value is not False}
+        words = [f"--{key.replace('_', '-')}{value}" for key, value in told.items()]
         print(f"{option_string} {values} is now called {' '.join(words) or 'the default'}", file=sys.stderr)
         vars(namespace).update(meaning)
 
