@@ -12,7 +12,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_selective_scan import make_inputs, run
+from test_selective_scan import assert_close, make_inputs, run
 
 import visionssm  # noqa: F401
 from visionssm.ops import backend_unavailable, dispatch, selective_scan
@@ -108,6 +108,19 @@ def test_any_scan_equals_the_reference(seed):
 def test_ten_thousand_scans_equal_the_reference(thousand):
     for seed in range(1000 * thousand, 1000 * thousand + 1000):
         check(random_scan(seed), seed)
+
+
+@needs_library
+@pytest.mark.parametrize("k", range(1, 10))
+@pytest.mark.parametrize("N", [1, 3, 16])
+def test_routes_that_decay_alike_go_together(k, N):
+    for seed, kind in enumerate(["raster", "permutation", "padded", "several"]):
+        options = dict(index="step", u_index=("step", "token")[seed % 2], out=("sum", "route", "step", "sum")[seed])
+        sizes = dict(b=2, L=45, T=70, k=k, d=(17, 33, 70, 16)[seed], N=N, rank=(0, 5)[k % 2], kind=kind)
+        shared = {"delta", "A", "delta_bias", "dt_weight"} | ({"C"} if k % 3 else set())
+        options |= dict(shared=shared, last=True, initial=True, dtype=torch.float32)
+        given = make_inputs(7 * k + seed, **sizes, **options)
+        assert_close(run(*given, "native"), run(*given, "reference"), 2e-5)
 
 
 @pytest.fixture(params=["avx512", "avx2", "baseline"])

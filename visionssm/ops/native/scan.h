@@ -5,6 +5,7 @@
 #include "types.h"
 
 enum { CHUNK = 32 };      /* steps that are worked on together; states are stored at the chunks' starts */
+enum { GROUP = 4 };       /* routes that are worked on together where their states decay alike */
 
 struct scan {
     int64_t batch, tokens, steps, routes, channels, states;

@@ -2,7 +2,8 @@
 
 A block walks the routes one after the other, a route in chunks of CHUNK steps. What a chunk needs is first gathered
 into float32 buffers that stay in the first-level cache, then the step sizes are computed for the whole chunk, then the
-states advance step by step. Blocks at the end of the channels are filled up with zeros. */
+states advance step by step. In the forward pass, routes whose states decay alike go through a chunk together, up to GROUP
+of them, and share the exponentials. Blocks at the end of the channels are filled up with zeros. */
 
 #define NV (LANES / VL)
 #define PASTE_(a, b) a##_##b
@@ -27,21 +28,27 @@ struct NAME(block) {
     float *dD, *dbias;               /* LANES */
 };
 
+/* Whether all routes have the same step sizes and decays at a step. */
+INLINE int NAME(decay_alike)(const struct scan *a) {
+    return (a->by_step || !a->order) && !a->delta.route && !a->A.route && !a->bias.route && !a->weight_route;
+}
+
 /* Divide `memory` (NULL to count only); returns the number of floats. */
 static int64_t NAME(lay_out)(struct NAME(block) *s, const struct scan *a, float *memory, int backward) {
     const int64_t n = a->states, r = a->rank, padded = (r + 15) / 16 * 16;
+    const int64_t group = !backward && NAME(decay_alike)(a) ? GROUP : 1;
     int64_t used = 0;
 #define PLACE(member, count) (s->member = memory ? memory + used : NULL, used += ((count) + 15) / 16 * 16)
     PLACE(z, CHUNK * LANES);
-    PLACE(x, CHUNK * LANES);
-    PLACE(u, CHUNK * LANES);
-    PLACE(B, CHUNK * n);
-    PLACE(C, CHUNK * n);
+    PLACE(x, group * CHUNK * LANES);
+    PLACE(u, group * CHUNK * LANES);
+    PLACE(B, group * CHUNK * n);
+    PLACE(C, group * CHUNK * n);
     PLACE(low, CHUNK * r);
     PLACE(weight, r * LANES);
     PLACE(A, n * LANES);
-    PLACE(h, n * LANES);
-    PLACE(D, LANES);
+    PLACE(h, group * n * LANES);
+    PLACE(D, group * LANES);
     PLACE(bias, LANES);
     if (backward) {
         PLACE(slope, CHUNK * LANES);
@@ -163,9 +170,10 @@ INLINE void NAME(prefetch)(const struct scan *a, int64_t image, int64_t k, int64
     }
 }
 
-/* Rows of a chunk, and what follows from the step sizes: z, x, and if asked for their slopes. */
+/* Rows of a chunk, and what follows from the step sizes: z, x, and if asked for their slopes. With `again`, z is there from
+   another route. */
 INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t image, int64_t k, int64_t first,
-                         int64_t width, int64_t start, int count, const int slopes) {
+                         int64_t width, int64_t start, int count, const int slopes, const int again) {
     const int64_t N = a->states, R = a->rank;
     for (int t = 0; t < count; t++) {
         int64_t step = start + t, token = NAME(token_of)(a, k, step);
@@ -180,14 +188,14 @@ INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t im
         if (a->by_step || token >= 0) {
             int64_t row = a->by_step ? step : token;
             int64_t at = image * a->delta.batch + row * a->delta.step + k * a->delta.route;
-            if (R)
+            if (R && !again)
                 widen(s->low + t * R, a->delta.data, a->delta.dtype, at, R);
-            else
+            else if (!again)
                 NAME(read_row)(s->z + t * LANES, &a->delta, at + first, width);
             widen(s->B + t * N, a->B.data, a->B.dtype, image * a->B.batch + row * a->B.step + k * a->B.route, N);
             if (a->C.data)
                 widen(s->C + t * N, a->C.data, a->C.dtype, image * a->C.batch + row * a->C.step + k * a->C.route, N);
-        } else {
+        } else { /* not `again`: where steps skip tokens, only what is stored by step is alike */
             if (R)
                 memset(s->low + t * R, 0, R * sizeof(float));
             else
@@ -196,6 +204,10 @@ INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t im
             if (a->C.data) memset(s->C + t * N, 0, N * sizeof(float));
         }
         if (!a->C.data) s->C[t] = 1; /* the state itself comes back */
+    }
+    if (again) {
+        for (int i = 0; i < count * LANES; i += VL) store(s->x + i, load(s->z + i) * LN_2 * load(s->u + i));
+        return;
     }
     vec bias[NV];
     for (int v = 0; v < NV; v++) bias[v] = a->bias.data ? load(s->bias + v * VL) : splat(0);
@@ -269,49 +281,102 @@ INLINE void NAME(advance)(struct NAME(block) *s, const int64_t N, int count, int
     }
 }
 
+/* The same for `routes` routes that decay alike; their buffers follow each other from those of the first on. */
+INLINE void NAME(advance_together)(struct NAME(block) *s, const int64_t N, const int routes, int count, int skip) {
+    for (int t = 0; t < count; t++)
+        for (int v = 0; v < NV; v++) {
+            vec z = load(s->z + t * LANES + v * VL), x[GROUP], y[GROUP];
+            for (int g = 0; g < routes; g++) {
+                int i = (g * CHUNK + t) * LANES + v * VL;
+                x[g] = load(s->x + i);
+                y[g] = skip ? load(s->D + g * LANES + v * VL) * load(s->u + i) : splat(0);
+            }
+            for (int64_t n = 0; n < N; n++) {
+                vec decay = exp2_of(z * load(s->A + n * LANES + v * VL));
+                for (int g = 0; g < routes; g++) {
+                    float *state = s->h + (g * N + n) * LANES + v * VL;
+                    int64_t i = (g * CHUNK + t) * N + n;
+                    vec h = decay * load(state) + x[g] * s->B[i];
+                    store(state, h);
+                    y[g] += s->C[i] * h;
+                }
+            }
+            for (int g = 0; g < routes; g++) store(s->x + (g * CHUNK + t) * LANES + v * VL, y[g]);
+        }
+}
+
 static void NAME(forward)(const struct scan *a, int64_t image, int64_t first, float *memory) {
-    struct NAME(block) s;
-    NAME(lay_out)(&s, a, memory, 0);
+    struct NAME(block) s[GROUP];
+    NAME(lay_out)(&s[0], a, memory, 0);
+    const int64_t N = a->states, chunks = (a->steps + CHUNK - 1) / CHUNK;
+    const int alike = NAME(decay_alike)(a), skip = a->D.data != NULL;
+    for (int g = 1; g < GROUP; g++) {
+        s[g] = s[0];
+        if (!alike) continue; /* the others are not used */
+        s[g].x += g * CHUNK * LANES;
+        s[g].u += g * CHUNK * LANES;
+        s[g].B += g * CHUNK * N;
+        s[g].C += g * CHUNK * N;
+        s[g].h += g * N * LANES;
+        s[g].D += g * LANES;
+    }
     int64_t width = a->channels - first < LANES ? a->channels - first : LANES;
     float *out = a->out + image * a->out_batch + first;
-    int64_t chunks = (a->steps + CHUNK - 1) / CHUNK;
-    if (!a->permuted && !a->out_by_step)
+    /* what the first route of a sum visits later than another one cannot be replaced by it */
+    const int first_replaces = a->permuted && !(alike && a->routes > 1);
+    if (!a->out_by_step && !(a->out_route ? a->permuted : first_replaces))
         for (int64_t k = 0; k < (a->out_route ? a->routes : 1); k++)
             NAME(zero_rows)(out + k * a->out_route, a->tokens, a->out_step, width);
-    for (int64_t k = 0; k < a->routes; k++) {
-        int replace = a->out_by_step || (a->permuted && (k == 0 || a->out_route));
-        NAME(read_route)(&s, a, k, first, width);
-        if (a->initial)
-            NAME(read_state)(s.h, a->initial, a, image, k, first, width);
-        else
-            memset(s.h, 0, a->states * LANES * sizeof(float));
+    for (int64_t k = 0, routes; k < a->routes; k += routes) {
+        const int64_t left = a->routes - k;
+        routes = !alike || left == 1 ? 1 : left < GROUP ? 2 : GROUP;
+        int replace = a->out_by_step || (a->out_route ? a->permuted : k == 0 && first_replaces);
+        for (int g = 0; g < routes; g++) {
+            NAME(read_route)(&s[g], a, k + g, first, width);
+            if (a->initial)
+                NAME(read_state)(s[g].h, a->initial, a, image, k + g, first, width);
+            else
+                memset(s[g].h, 0, N * LANES * sizeof(float));
+        }
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             int64_t start = chunk * CHUNK;
             int count = a->steps - start < CHUNK ? (int)(a->steps - start) : CHUNK;
             if (a->saved)
-                for (int64_t n = 0; n < a->states; n++)
-                    NAME(write_row)(NAME(saved_state)(a, image, k, chunk, first) + n * a->channels, s.h + n * LANES,
-                                    width);
-            NAME(gather)(&s, a, image, k, first, width, start, count, 0);
-            NAME(prefetch)(a, image, k, first, width, start + CHUNK);
-            if (a->states == 1)
-                NAME(advance)(&s, 1, count, a->D.data != NULL);
-            else if (a->states == 16)
-                NAME(advance)(&s, 16, count, a->D.data != NULL);
+                for (int g = 0; g < routes; g++)
+                    for (int64_t n = 0; n < N; n++)
+                        NAME(write_row)(NAME(saved_state)(a, image, k + g, chunk, first) + n * a->channels,
+                                        s[g].h + n * LANES, width);
+            NAME(gather)(&s[0], a, image, k, first, width, start, count, 0, 0);
+            for (int g = 1; g < routes; g++) NAME(gather)(&s[g], a, image, k + g, first, width, start, count, 0, 1);
+            for (int g = 0; g < routes; g++) NAME(prefetch)(a, image, k + g, first, width, start + CHUNK);
+            if (routes == GROUP && N == 16)
+                NAME(advance_together)(s, 16, GROUP, count, skip);
+            else if (routes == GROUP)
+                NAME(advance_together)(s, N, GROUP, count, skip);
+            else if (routes == 2)
+                NAME(advance_together)(s, N, 2, count, skip);
+            else if (N == 1)
+                NAME(advance)(s, 1, count, skip);
+            else if (N == 16)
+                NAME(advance)(s, 16, count, skip);
             else
-                NAME(advance)(&s, a->states, count, a->D.data != NULL);
-            for (int t = 0; t < count; t++) {
-                float *to = out + k * a->out_route + (a->out_by_step ? start + t : s.token[t]) * a->out_step;
-                if (!s.valid[t]) {
-                    if (a->out_by_step) memset(to, 0, width * sizeof(float));
-                } else if (replace) {
-                    NAME(write_row)(to, s.x + t * LANES, width);
-                } else {
-                    NAME(add_row)(to, s.x + t * LANES, width);
+                NAME(advance)(s, N, count, skip);
+            for (int g = 0; g < routes; g++)
+                for (int t = 0; t < count; t++) {
+                    const float *y = s[g].x + t * LANES;
+                    int64_t row = a->out_by_step ? start + t : s[g].token[t];
+                    float *to = out + (k + g) * a->out_route + row * a->out_step;
+                    if (!s[g].valid[t]) {
+                        if (a->out_by_step) memset(to, 0, width * sizeof(float));
+                    } else if (replace) {
+                        NAME(write_row)(to, y, width);
+                    } else {
+                        NAME(add_row)(to, y, width);
+                    }
                 }
-            }
         }
-        if (a->last) NAME(write_state)(a->last, s.h, a, image, k, first, width);
+        if (a->last)
+            for (int g = 0; g < routes; g++) NAME(write_state)(a->last, s[g].h, a, image, k + g, first, width);
     }
 }
 
@@ -530,7 +595,7 @@ static void NAME(backward)(const struct scan *a, const struct gradients *g, cons
             int count = a->steps - start < CHUNK ? (int)(a->steps - start) : CHUNK;
             struct rows saved = {NAME(saved_state)(a, image, k, chunk, first), 0, 0, 0, FLOAT32};
             for (int64_t n = 0; n < N; n++) NAME(read_row)(s.h + n * LANES, &saved, n * d, width);
-            NAME(gather)(&s, a, image, k, first, width, start, count, 1);
+            NAME(gather)(&s, a, image, k, first, width, start, count, 1, 0);
             NAME(prefetch)(a, image, k, first, width, start - CHUNK);
             for (int t = 0; t < count; t++) {
                 int64_t row = a->out_by_step ? start + t : s.token[t];
