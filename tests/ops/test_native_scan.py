@@ -111,12 +111,12 @@ def test_ten_thousand_scans_equal_the_reference(thousand):
 
 
 @needs_library
-@pytest.mark.parametrize("k", range(1, 10))
 @pytest.mark.parametrize("N", [1, 3, 16])
-def test_routes_that_decay_alike_go_together(k, N):
-    for seed, kind in enumerate(["raster", "permutation", "padded", "several"]):
+def test_routes_that_decay_alike_go_together(N):
+    for seed, k in enumerate((2, 3, 4, 7)):
+        kind = ("raster", "permutation", "padded", "several")[(seed + N) % 4]
         options = dict(index="step", u_index=("step", "token")[seed % 2], out=("sum", "route", "step", "sum")[seed])
-        sizes = dict(b=2, L=45, T=70, k=k, d=(17, 33, 70, 16)[seed], N=N, rank=(0, 5)[k % 2], kind=kind)
+        sizes = dict(b=2, L=33, T=40, k=k, d=(17, 33, 70, 16)[seed], N=N, rank=(0, 5)[k % 2], kind=kind)
         shared = {"delta", "A", "delta_bias", "dt_weight"} | ({"C"} if k % 3 else set())
         options |= dict(shared=shared, last=True, initial=True, dtype=torch.float32)
         given = make_inputs(7 * k + seed, **sizes, **options)

@@ -157,23 +157,21 @@ INLINE void NAME(prefetch_row)(const struct rows *x, int64_t image, int64_t row,
     for (int64_t i = 0; i < width * size; i += 64) __builtin_prefetch(start + i);
 }
 
-/* Rows that lie a stride apart are not foreseen by the hardware: ask for those of a chunk while another is worked on. */
+/* Rows that lie a stride apart are not foreseen by the hardware: ask for those of a step while another chunk is worked
+   on, few at a time, as more than some 20 under way hold up everything else. */
 INLINE void NAME(prefetch)(const struct scan *a, int64_t image, int64_t k, int64_t first, int64_t width,
-                           int64_t start) {
-    int64_t stop = start + CHUNK < a->steps ? start + CHUNK : a->steps;
-    for (int64_t step = start < 0 ? 0 : start; step < stop; step++) {
-        int64_t token = NAME(token_of)(a, k, step);
-        if (a->u_by_step || token >= 0)
-            NAME(prefetch_row)(&a->u, image, a->u_by_step ? step : token, k, first, width);
-        if (!a->rank && (a->by_step || token >= 0))
-            NAME(prefetch_row)(&a->delta, image, a->by_step ? step : token, k, first, width);
-    }
+                           int64_t step) {
+    if (step < 0 || step >= a->steps) return;
+    int64_t token = NAME(token_of)(a, k, step);
+    if (a->u_by_step || token >= 0) NAME(prefetch_row)(&a->u, image, a->u_by_step ? step : token, k, first, width);
+    if (!a->rank && (a->by_step || token >= 0))
+        NAME(prefetch_row)(&a->delta, image, a->by_step ? step : token, k, first, width);
 }
 
 /* Rows of a chunk, and what follows from the step sizes: z, x, and if asked for their slopes. With `again`, z is there from
-   another route. */
+   another route. The next chunk begins at `next`. */
 INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t image, int64_t k, int64_t first,
-                         int64_t width, int64_t start, int count, const int slopes, const int again) {
+                         int64_t width, int64_t start, int64_t next, int count, const int slopes, const int again) {
     const int64_t N = a->states, R = a->rank;
     for (int t = 0; t < count; t++) {
         int64_t step = start + t, token = NAME(token_of)(a, k, step);
@@ -206,7 +204,11 @@ INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t im
         if (!a->C.data) s->C[t] = 1; /* the state itself comes back */
     }
     if (again) {
-        for (int i = 0; i < count * LANES; i += VL) store(s->x + i, load(s->z + i) * LN_2 * load(s->u + i));
+        for (int t = 0; t < count; t++) {
+            NAME(prefetch)(a, image, k, first, width, next + t);
+            for (int i = t * LANES; i < (t + 1) * LANES; i += VL)
+                store(s->x + i, load(s->z + i) * LN_2 * load(s->u + i));
+        }
         return;
     }
     vec bias[NV];
@@ -227,7 +229,8 @@ INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t im
         }
         for (int v = 0; v < NV; v++) bias[v] = splat(0);
     }
-    for (int t = 0; t < count; t++)
+    for (int t = 0; t < count; t++) {
+        NAME(prefetch)(a, image, k, first, width, next + t);
         for (int v = 0; v < NV; v++) {
             int i = t * LANES + v * VL;
             vec z = load(s->z + i) + bias[v], slope = splat(1);
@@ -236,6 +239,7 @@ INLINE void NAME(gather)(struct NAME(block) *s, const struct scan *a, int64_t im
             store(s->x + i, delta2 * LN_2 * load(s->u + i));
             if (slopes) store(s->slope + i, slope);
         }
+    }
 }
 
 /* --- forward ------------------------------------------------------------------------------------------------------ */
@@ -346,9 +350,10 @@ static void NAME(forward)(const struct scan *a, int64_t image, int64_t first, fl
                     for (int64_t n = 0; n < N; n++)
                         NAME(write_row)(NAME(saved_state)(a, image, k + g, chunk, first) + n * a->channels,
                                         s[g].h + n * LANES, width);
-            NAME(gather)(&s[0], a, image, k, first, width, start, count, 0, 0);
-            for (int g = 1; g < routes; g++) NAME(gather)(&s[g], a, image, k + g, first, width, start, count, 0, 1);
-            for (int g = 0; g < routes; g++) NAME(prefetch)(a, image, k + g, first, width, start + CHUNK);
+            const int64_t next = start + CHUNK;
+            NAME(gather)(&s[0], a, image, k, first, width, start, next, count, 0, 0);
+            for (int g = 1; g < routes; g++)
+                NAME(gather)(&s[g], a, image, k + g, first, width, start, next, count, 0, 1);
             if (routes == GROUP && N == 16)
                 NAME(advance_together)(s, 16, GROUP, count, skip);
             else if (routes == GROUP)
@@ -595,8 +600,7 @@ static void NAME(backward)(const struct scan *a, const struct gradients *g, cons
             int count = a->steps - start < CHUNK ? (int)(a->steps - start) : CHUNK;
             struct rows saved = {NAME(saved_state)(a, image, k, chunk, first), 0, 0, 0, FLOAT32};
             for (int64_t n = 0; n < N; n++) NAME(read_row)(s.h + n * LANES, &saved, n * d, width);
-            NAME(gather)(&s, a, image, k, first, width, start, count, 1, 0);
-            NAME(prefetch)(a, image, k, first, width, start - CHUNK);
+            NAME(gather)(&s, a, image, k, first, width, start, start - CHUNK, count, 1, 0);
             for (int t = 0; t < count; t++) {
                 int64_t row = a->out_by_step ? start + t : s.token[t];
                 if (s.valid[t])
