@@ -9,6 +9,7 @@ from timm.models._features_fx import register_notrace_function as _register_notr
 from timm.models._features_fx import register_notrace_module
 from timm.models._input import update_model_input_size
 from timm.models._manipulate import reinit_non_persistent_buffers
+from torch import Tensor
 from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
@@ -32,9 +33,11 @@ def register_notrace_function(function: Function) -> Function:
 
     @wraps(function)
     def traced_as_one(*args, **kwargs):
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, Proxy):
-                return value.tracer.create_proxy("call_function", traced_as_one, args, kwargs)
+        for argument in (*args, *kwargs.values()):
+            # a tensor is the usual argument, and looking into trees takes longer than some of the functions
+            for value in () if isinstance(argument, Tensor) else tree_leaves(argument):
+                if isinstance(value, Proxy):
+                    return value.tracer.create_proxy("call_function", traced_as_one, args, kwargs)
         return function(*args, **kwargs)
 
     return _register_notrace_function(traced_as_one)  # type: ignore[return-value]

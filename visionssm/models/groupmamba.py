@@ -111,7 +111,9 @@ class GroupSS2D(nn.Module):
         x = self.act(self.conv(x.flatten(3).permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
         u = x.flatten(1, 2).unflatten(-1, (self.groups, -1))
         y = self.ssm(u, scan_table(self.scan, height, width, x.device), out="route")
-        return self.out_proj(self.out_norm(y).unflatten(1, (height, width)) * self.act(z))
+        y = self.out_norm(y).unflatten(1, (height, width))
+        gate = self.act(z.flatten(3))  # contiguous: the rows of a group are too short to be worked on one by one
+        return self.out_proj(y * gate.unflatten(-1, (self.groups, -1)))
 
 
 class ModulatedGroupMixer(nn.Module):
