@@ -185,12 +185,14 @@ def keys_of(variant: str) -> dict:
 
 
 def create(case: Case) -> nn.Module:
-    """The registered model of a published variant, built for the size at which its position embedding was recorded."""
+    """The registered model of a published variant, built for the size that its positions were recorded at."""
     name = registered_names()[case.variant]
+    size = tuple(case.record["input_shape"][2:])
     model = timm.create_model(name, device="meta")
-    recorded = dict(case.keys).get("pos_embed")
+    bound = hasattr(model, "set_input_size") and not hasattr(model, "pos_embed")  # to the size it is built for
+    recorded = next((shape for key, shape in case.keys if key.split(".")[-1] == "pos_embed"), None)
     resized = recorded is not None and tuple(recorded) != tuple(model.pos_embed.shape)
-    return timm.create_model(name, **({"img_size": tuple(case.record["input_shape"][2:])} if resized else {})).eval()
+    return timm.create_model(name, **({"img_size": size} if bound or resized else {})).eval()
 
 
 def operator_record(name: str) -> dict:

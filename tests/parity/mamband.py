@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from visionssm.layers import MambaMixer
 from visionssm.models.mamband import _ORDERS, ChannelMerging, MambaND
 from visionssm.scans import scan_table
 
-from . import Case, Deviation, compare_operator, fill, reference_input, registered_names
+from . import Case, Deviation, compare_operator, create, fill, reference_input, registered_names
 
 RECORDS = ("mamband_*",)
 FAST = ("mamband_2d_small",)
@@ -33,7 +32,7 @@ _FIXED = {
 
 def build(case: Case) -> MambaND:
     if case.variant in registered_names():
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     config = dict(case.config)
     for name, value in _FIXED.items():
         if config.pop(name, value) != value:

@@ -1,13 +1,12 @@
 """RSMamba against the recorded runs of the original, which were given the permutations of our seeds."""
 
-import timm
 from torch import Tensor
 
 import visionssm  # noqa: F401
 from visionssm.models._builder import VisionModel
 from visionssm.models.rsmamba import RSMamba
 
-from . import Case, registered_names
+from . import Case, create
 
 RECORDS = ("rsmamba_*",)
 PATHS = {  # scan, shuffle, gated
@@ -23,7 +22,7 @@ POOLS = {"avg_featmap": "avg", "cls_token": "token"}
 
 def build(case: Case) -> RSMamba:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     config = case.config
     scan, shuffle, gated = PATHS[config["path_type"]]
     return RSMamba(

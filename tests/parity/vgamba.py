@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ import visionssm  # noqa: F401
 from visionssm.models._builder import Kit, VisionModel
 from visionssm.models.vgamba import GambaBlock, VGamba
 
-from . import Case, Deviation, compare_operator, fill_state_dict, reference_input, registered_names, tolerances
+from . import Case, Deviation, compare_operator, create, fill_state_dict, reference_input, tolerances
 
 RECORDS = ("vgamba_*",)
 FAST = ()
@@ -19,7 +18,7 @@ FAST = ()
 
 def build(case: Case) -> VGamba:
     if case.full_size:
-        return timm.create_model(registered_names()[case.variant]).eval()
+        return create(case)
     config = case.config
     return VGamba(
         num_classes=config["num_classes"],
