@@ -1,11 +1,14 @@
 """What a user may get wrong: one sentence, before anything is overwritten."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from visionssm.engine.data.datasets import SKIPPED, ReadableImages, open_dataset
+from visionssm.engine.inference.evaluation import evaluate
+from visionssm.errors import UserError
 
 
 def sentence(capsys):
@@ -137,3 +140,12 @@ def test_checkpoint_that_would_run_code(run, tmp_path, capsys):
     torch.save({"state_dict": {}, "extra": print}, tmp_path / "code.pth")
     assert run(initial_checkpoint=tmp_path / "code.pth") == 2
     assert "could run code" in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    "label, said", [(3, "class index 3 but the model has 3 classes"), (-1, "class index -1 .* a split that has labels")]
+)
+def test_a_label_outside_the_classes_is_named(label, said):
+    batches = [(torch.zeros(2, 3), torch.tensor([2, label]))]
+    with pytest.raises(UserError, match=said):
+        evaluate(torch.nn.Identity(), batches, torch.device("cpu"), autocast=nullcontext)

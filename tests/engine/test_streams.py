@@ -228,3 +228,18 @@ def test_a_run_on_a_hugging_face_stream_stopped_inside_an_epoch_equals_one_that_
     assert [path.name for path in (run.folder / "cut").glob("*.pth.tar")] == ["recovery-0-4.pth.tar"]
     assert run("cut", **options, resume="auto") == 0
     assert_same_weights(run.folder / "whole" / "last.pth.tar", run.folder / "cut" / "last.pth.tar")
+
+
+def test_failures_at_several_samples_are_no_failure_of_one(monkeypatch):
+    monkeypatch.setattr(streams, "PAUSE", 0.0)
+    left = {2, 4, 6, 8}  # each fails once
+
+    def begin(first):
+        for number in range(first, 10):
+            if number in left:
+                left.remove(number)
+                raise OSError("connection reset")
+            yield number
+
+    assert streams.read_on({}, "shard", 0, 10, begin, "it") == list(range(10))
+    assert not left

@@ -261,7 +261,7 @@ class HuggingFaceStream:
 def read_on(
     cursor: dict[str, Any], where: Any, first: int, count: int, begin: Callable[[int], Iterator[Any]], name: str
 ) -> list[Any]:
-    """Read entries in a row, going on where the last call stopped, with some attempts at what fails.
+    """Read entries in a row, going on where the last call stopped, with some attempts at each that fails.
 
     Args:
         cursor: Keeps what is open.
@@ -272,10 +272,10 @@ def read_on(
         name: For errors.
 
     Raises:
-        ShardError: It failed in every attempt.
+        ShardError: One of them failed in every attempt.
     """
     found: list[Any] = []
-    attempts = 0
+    attempts = 0  # at the entry at hand
     while len(found) < count:
         place = first + len(found)
         try:
@@ -284,6 +284,7 @@ def read_on(
                 cursor["entries"] = begin(place)
             found.append(next(cursor["entries"]))
             cursor["place"] = (where, place + 1)
+            attempts = 0
         except StopIteration:
             _close(cursor)
             break

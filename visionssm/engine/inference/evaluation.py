@@ -62,10 +62,12 @@ def _evaluate(
         with autocast():
             logits = model(images)
         kept = labels != SKIPPED
-        if labels.numel() and (labels.max() >= logits.shape[-1] or (labels[kept] < 0).any()):
+        foreign = labels[kept & ((labels < 0) | (labels >= logits.shape[-1]))]
+        if foreign.numel():
             raise UserError(
-                f"the data holds class index {int(labels.max())} but the model has {logits.shape[-1]} "
+                f"the data holds class index {int(foreign[0])} but the model has {logits.shape[-1]} "
                 "classes, 0 to n - 1; give the right --num-classes or --class-map"
+                + (", or a split that has labels" if int(foreign[0]) < 0 else "")
             )
         evaluator.update(logits[kept], labels[kept])
         if on_batch is not None:
