@@ -29,7 +29,7 @@ train_dataloader = dict(
         ]
     )
 )
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=1600, val_interval=800)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=1200, val_interval=1200)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -39,7 +39,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=1600),
+    dict(type="CosineAnnealingLR", eta_min=0.0, by_epoch=False, begin=100, end=1200),
 ]
-default_hooks = dict(checkpoint=dict(interval=800, max_keep_ckpts=2), visualization=dict(draw=True, interval=10))
+default_hooks = dict(checkpoint=dict(interval=1200, max_keep_ckpts=2), visualization=dict(draw=True, interval=10))
 randomness = dict(seed=0)
