@@ -19,7 +19,7 @@ class MapConv2d(nn.Conv2d):
 
 @register_notrace_function  # fx cannot follow a decision on sizes
 def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
 ) -> Tensor:
     """The convolution of a map (b, h, w, c).
 
