@@ -1,22 +1,33 @@
 """CPU time of the host for one call of the scan's Triton kernels, and what it launches, without a GPU.
 
-    python benchmarks/host_cost.py [--shapes "VMamba-T stage 4"] [--calls 300]
+    python benchmarks/host_cost.py [--shapes "VMamba-T stage 4" Vim-S] [--calls 300] [--output benchmarks/results]
+    python benchmarks/host_cost.py --before e3bc604~1 --output benchmarks/results
 
 Kernels are compiled for sm_90 and launched through Triton's own launcher on a driver that runs nothing, with tensors on
 the CPU: everything that Python does for a call is done, but not the few microseconds of the driver's launch itself.
-Operators are counted below autograd; on the CPU they really compute, so the time of the training step is an upper bound
-that small shapes keep close.
+Operators are counted below autograd; on the CPU they really compute, which maps of 2 x 2 tokens and 64 channels keep
+short, but for matrix products, which are left out: in bfloat16 a CPU takes long for the smallest. Launches are planned
+as for the shape's batch. `--before` measures the package of an earlier commit too, in a process of its own; e3bc604
+gave the operator its own autograd in place of PyTorch's generated one.
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from kernel_resources import MULTIPROCESSORS
+import triton
+from compare import ROOT, checked_out, git
+from gpu_measure import markdown, write_results
+from replay import MULTIPROCESSORS
 from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
@@ -26,6 +37,8 @@ from triton.runtime import driver
 
 from visionssm.ops import selective_scan
 from visionssm.ops.selective_scan.triton import config, launch
+
+COLUMNS = ["commit", "shape", "forward_us", "training_us", "kernels", "operators"]
 
 
 class Launcher:
@@ -72,8 +85,11 @@ class Operators(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "visionssm" in func.name():
+            with self:  # and what it is made of
+                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **(kwargs or {}))
         views = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
-        self.count += not views and "empty" not in func.name() and "visionssm" not in func.name()
+        self.count += not views and "empty" not in func.name()
         return func(*args, **(kwargs or {}))
 
 
@@ -88,8 +104,10 @@ def microseconds(call, calls: int) -> float:
     return statistics.median(taken)
 
 
-def measure(shape: ScanShape, calls: int) -> str:
-    inputs = make_inputs(shape, torch.bfloat16, batch=1)
+def measure(shape: ScanShape, calls: int) -> dict:
+    config.multiprocessors = lambda _: max(1, MULTIPROCESSORS // shape.batch)  # type: ignore[assignment]
+    small = shape._replace(height=2, width=2, channels=64, rank=min(shape.rank, 16))
+    inputs = make_inputs(small, torch.bfloat16, batch=1)
     leaves = {n: x.requires_grad_() for n, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
     rest = {n: x for n, x in inputs.items() if n not in leaves}
 
@@ -108,28 +126,70 @@ def measure(shape: ScanShape, calls: int) -> str:
     launches = Launcher.launches - before
     inference = microseconds(torch.no_grad()(forward), calls)
     step = microseconds(training, calls)
-    return f"| {shape.name} | {inference:.0f} | {step:.0f} | {launches} | {operators.count} |"
+    return {
+        "shape": shape.name,
+        "forward_us": inference,
+        "training_us": step,
+        "kernels": launches,
+        "operators": operators.count,
+    }
+
+
+def measured_in(folder: Path, args: argparse.Namespace) -> list[dict]:
+    """What this script finds with the package of a work tree."""
+    command = [sys.executable, __file__, "--json", "--shapes", *args.shapes, "--calls", str(args.calls)]
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def pretend() -> None:
+    """Have Triton and the kernels' host side take this machine for one with a GPU."""
+    driver.set_active(Driver())
+    # the tensors lie on a CPU, the code is for a GPU
+    os.environ["TRITON_INTERPRET"] = "1"  # read by the backend alone now: the kernels are defined
+    torch.bmm = lambda a, b: a.new_empty(a.shape[0], a.shape[1], b.shape[2])  # type: ignore[assignment]
+    logarithm = launch._logarithm
+    launch._logarithm = lambda scan: "ptx" if logarithm(scan) == "log2" else logarithm(scan)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="*", default=["VMamba-T stage 4"], help="parts of shapes' names")
+    parser.add_argument("--shapes", nargs="*", default=["VMamba-T stage 4", "Vim-S"], help="shapes' names")
     parser.add_argument("--calls", type=int, default=300)
+    parser.add_argument("--before", help="commit to measure first")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument("--output", type=Path, help="folder for host_cost.json and host_cost.md")
     args = parser.parse_args()
     if knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET is set, so the kernels would be interpreted; unset it to compile them")
-    torch.set_num_threads(1)
-    driver.set_active(Driver())
-    # the tensors lie on a CPU, the code is for a GPU
-    os.environ["TRITON_INTERPRET"] = "1"  # read by the backend alone now: the kernels are defined
-    config.multiprocessors = lambda _: MULTIPROCESSORS  # type: ignore[assignment]
-    logarithm = launch._logarithm
-    launch._logarithm = lambda scan: "ptx" if logarithm(scan) == "log2" else logarithm(scan)
-    print("| shape | forward, us | forward + backward, us | kernels of a training step | operators of it |")
-    print("|---|---|---|---|---|")
-    for shape in MODEL_SHAPES:
-        if any(part in shape.name for part in args.shapes):
-            print(measure(shape, args.calls), flush=True)
+    head = git("log", "-1", "--format=%h")
+    rows = []
+    if args.before:
+        commit = git("log", "-1", "--format=%h", args.before, "--")
+        with tempfile.TemporaryDirectory() as folder, checked_out(commit, Path(folder) / "before") as tree:
+            rows += [{"commit": commit} | row for row in measured_in(tree, args)]
+        rows += [
+            {"commit": f"{head} with changes" if git("status", "--porcelain", "visionssm") else head} | row
+            for row in measured_in(ROOT, args)
+        ]
+    else:
+        torch.set_num_threads(1)
+        pretend()
+        rows += [measure(shape, args.calls) for shape in MODEL_SHAPES if shape.name in args.shapes]
+    if args.json:
+        print(json.dumps(rows))
+        return
+
+    print(markdown(rows, COLUMNS))
+    if args.output:
+        env = {
+            "date": date.today().isoformat(),
+            "command": "python " + " ".join(sys.argv),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+        }
+        write_results(args.output, "host_cost", "Microseconds of the host for a call of the scan", env, rows, COLUMNS)
 
 
 if __name__ == "__main__":

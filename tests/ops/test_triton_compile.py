@@ -28,6 +28,22 @@ for name, (signature, constants, attributes), options, *_ in launches[4]:
 print(json.dumps(dict(ptx=ptx, launches={w: [repr(x[:2]) for x in ls] for w, ls in launches.items()})))
 """
 
+LAUNCHES = """
+import json, torch, host_cost as hc
+from scan_shapes import MODEL_SHAPES, make_inputs
+from visionssm.ops import selective_scan
+hc.pretend()
+seen = []
+said = lambda x: [str(x.dtype), list(x.shape)] if isinstance(x, torch.Tensor) else repr(x)
+hc.Launcher.__call__ = lambda self, *arguments: seen.append([said(x) for x in (*arguments[:3], *arguments[9:])])
+shape = next(s for s in MODEL_SHAPES if s.name == "VMamba-T stage 4")
+inputs = make_inputs(shape._replace(height=2, width=2, channels=64, rank=4), torch.bfloat16, batch=1)
+inputs["u"].requires_grad_()
+for _ in range(2):
+    torch.autograd.grad(selective_scan(**inputs, backend="triton").float().sum(), inputs["u"])
+print(json.dumps(seen))
+"""
+
 
 def run(*arguments):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -55,6 +71,14 @@ def test_sizes_of_any_parity_share_their_kernels(compiled):
     even, odd = compiled["launches"]["4"], compiled["launches"]["5"]
     scans = [kernel for kernel in even if "lanes_" in kernel]
     assert scans and [kernel for kernel in odd if "lanes_" in kernel] == scans
+
+
+def test_a_second_launch_is_given_what_the_first_was():
+    """Without Triton's binding of arguments, but all of them and in its order."""
+    done = run("-c", LAUNCHES)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert len(seen) >= 8 and seen[: len(seen) // 2] == seen[len(seen) // 2 :]
 
 
 def test_no_spill_on_an_h100_at_one_shape(tmp_path):

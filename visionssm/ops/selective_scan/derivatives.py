@@ -5,6 +5,7 @@ of the scan's formula in PyTorch's own operators, which can be differentiated an
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ _logger = logging.getLogger(__name__)
 _told: set[str] = set()
 
 
-def register_derivatives(library: torch.library.Library) -> None:
-    """Give the operators their derivatives and their rules for `torch.func.vmap`."""
+_implementations: dict[str, Callable] = {}
+
+
+def register_derivatives(library: torch.library.Library, forward: Callable, backward: Callable) -> None:
+    """Give the operators, computed by `forward` and `backward`, their derivatives and rules for `torch.func.vmap`."""
+    _implementations.update(selective_scan=forward, selective_scan_backward=backward)
     library.impl("selective_scan", _scan, "Autograd", with_keyset=True)
     library.impl("selective_scan_backward", _scan_backward, "Autograd", with_keyset=True)
     torch.library.register_vmap("visionssm::selective_scan", _vmap_scan, lib=library)
@@ -31,6 +36,17 @@ def register_derivatives(library: torch.library.Library) -> None:
 def _ops():
     namespace = torch.ops.visionssm
     return namespace.selective_scan.default, namespace.selective_scan_backward.default
+
+
+def _below(name: str, keyset, *args):
+    """The operator under autograd: past the dispatcher where neither a mode nor a subclass of tensors lies between."""
+    below = keyset & torch._C._after_ADInplaceOrView_keyset
+    if below.highestPriorityTypeId() in _NOTHING_BETWEEN:
+        return _implementations[name](*args)
+    return getattr(torch.ops.visionssm, name).default.redispatch(below, *args)
+
+
+_NOTHING_BETWEEN = (torch._C.DispatchKey.BackendSelect, torch._C.DispatchKey.CPU, torch._C.DispatchKey.CUDA)
 
 
 def needs_formula(tensors) -> bool:
@@ -59,7 +75,7 @@ def _scan(keyset, *args):
         return out, last if scan.last_state else scan.nothing, scan.nothing
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in scan.tensors):
         return _Scan.apply(keyset, *args)
-    return _ops()[0].redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    return _below("selective_scan", keyset, *args)
 
 
 class _Scan(torch.autograd.Function):
@@ -68,7 +84,7 @@ class _Scan(torch.autograd.Function):
         scan, (backend, save) = Scan(*args[:_FIELDS]), args[_FIELDS:]
         if type(scan.u) in (Tensor, torch.nn.Parameter):  # not traced: forward and backward of one call agree
             backend = running_backend(scan, backend, save).name
-        out, last, states = _ops()[0].redispatch(keyset & torch._C._after_autograd_keyset, *scan, backend, save)
+        out, last, states = _below("selective_scan", keyset, *scan, backend, save)
         ctx.backend, ctx.rest = backend, scan[_TENSORS + 1 :]
         ctx.save_for_backward(states, *scan[: _TENSORS + 1])
         ctx.mark_non_differentiable(*([states] if scan.last_state else [last, states]))
@@ -102,14 +118,14 @@ def _scan_backward(keyset, grad, grad_last, states, *args):
         return tuple(scan.nothing if g is None else g for g in grads)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _ScanBackward.apply(keyset, grad, grad_last, states, *args)
-    return _ops()[1].redispatch(keyset & torch._C._after_autograd_keyset, grad, grad_last, states, *args)
+    return _below("selective_scan_backward", keyset, grad, grad_last, states, *args)
 
 
 class _ScanBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, keyset, grad, grad_last, states, *args):
         scan = Scan(*args[:_FIELDS])
-        grads = _ops()[1].redispatch(keyset & torch._C._after_autograd_keyset, grad, grad_last, states, *args)
+        grads = _below("selective_scan_backward", keyset, grad, grad_last, states, *args)
         ctx.rest = scan[_TENSORS + 1 :]
         ctx.save_for_backward(grad, grad_last, *scan[: _TENSORS + 1])
         ctx.mark_non_differentiable(*(g for g, t in zip(grads, scan.tensors, strict=True) if t is None))

@@ -83,7 +83,7 @@ _library.impl("selective_scan", _forward, "CompositeExplicitAutograd")
 _library.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("visionssm::selective_scan", _forward_fake, lib=_library)
 torch.library.register_fake("visionssm::selective_scan_backward", _backward_fake, lib=_library)
-register_derivatives(_library)
+register_derivatives(_library, _forward, _backward)
 
 
 @torch._decomp.register_decomposition(scan_op)

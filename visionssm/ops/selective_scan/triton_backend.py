@@ -1,5 +1,6 @@
 """The Triton kernels as a backend; they are imported by the first scan that needs them."""
 
+from functools import cache
 from importlib import import_module
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from .backend import Backend
 from .contract import Scan
 
 
+@cache
 def _kernels():
     return import_module(f"{__package__}.triton")
 

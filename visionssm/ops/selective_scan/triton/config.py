@@ -101,6 +101,13 @@ def blocks_per_program(blocks: int, states: int, rank: int, programs: int, warps
     return _walk(blocks, programs, warps, multiprocessors)
 
 
+def rules() -> tuple:
+    """The rules of this module as they are now, to tell whether what was planned by them still holds."""
+    sizes = CHUNK_SINGLE, CHUNK_MULTI, LOW_MEMORY, LANES, WARPS_PER_SM, SEGMENT, SHORT_SEGMENT
+    blocks = forward_blocks, backward_blocks, routes_per_program, blocks_per_program, _walk
+    return *sizes, *blocks, prefetch, segments, multiprocessors
+
+
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a device; 1 for the interpreter on a CPU, which has nothing to fill."""
     return _cuda_multiprocessors(device.index) if device.type == "cuda" else 1

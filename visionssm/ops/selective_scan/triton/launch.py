@@ -1,6 +1,7 @@
 """The host's side: strides, buffers, grids; same functions as the portable implementation."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from . import config
 from .lanes_backward import lanes_bwd_kernel
 from .lanes_forward import lanes_fwd_kernel
 from .merge import gather_sum_kernel, merge_routes_kernel, sum_shares_kernel
+from .prepared import Prepared
 from .scan_backward import selective_scan_bwd_kernel
 from .scan_forward import selective_scan_fwd_kernel
 from .split import join_segments_kernel
@@ -36,12 +38,54 @@ def backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan)
         return _backward(grad, grad_last, states, scan)
 
 
+_PLANS = 4096  # kept at most: images have many sizes
+
+
+class _ForwardPlan(NamedTuple):
+    first: Prepared | None  # pass over a sequence that is split into segments
+    scan: Prepared
+    segments: int
+    shape: tuple[int, ...]  # of what the scan writes
+    dtype: torch.dtype
+    written: bool  # every element of it
+    gather: bool  # and is summed over the visits of each token
+    merge: bool  # and is summed over the routes
+    late_skip: bool  # D u is added by that sum
+
+
 def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    use = None if scan.order is None else table_use(scan.order, scan.num_tokens)
+    scan, u = _with_dense_rows(scan), scan.u
+    plan = _remembered(_plan_forward, scan, use, save)
+    tensors = _tensors(scan, use)
+    y = _buffer(plan.shape, plan.written, u, plan.dtype)
+    states = u.new_empty(states_shape(scan), dtype=torch.float32) if save else None
+    if plan.late_skip:
+        tensors["D"] = None
+    initial = entries = None if scan.initial_state is None else scan.initial_state.contiguous()
+    last = u.new_empty(scan.state_shape, dtype=torch.float32) if scan.last_state else None
+    if plan.first is not None:
+        entries, sums = _ends(scan, plan.segments)
+        plan.first(out=None, states=None, ends=entries, sums=sums, entries=None, last_state=None, **tensors)
+        _join(entries, sums, initial, scan, plan.segments, reverse=False)
+    plan.scan(out=y, states=states, ends=None, sums=None, entries=entries, last_state=last, **tensors)
+
+    if plan.gather:
+        visits = table_visits(scan.order, scan.num_tokens, scan.out == "sum")
+        out = _gather(y, visits, scan.out_dtype).view(scan.out_shape)
+    elif plan.merge:
+        skip = (scan.u, scan.D) if plan.late_skip else (None, None)
+        out = _merge(y, scan.out_dtype, *skip).squeeze(2)
+    else:
+        out = y.squeeze(2) if scan.out == "sum" else y
+    return out, last, states
+
+
+def _plan_forward(scan: Scan, use: TableUse | None, save: bool) -> _ForwardPlan:
     b, K, L, T, d = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels
-    use = None if scan.order is None else table_use(scan.order, L)
-    u = _dense(scan.u)
+    u, full = scan.u, use is None or use.full
     gather = scan.out != "step" and use is not None and use.repeats
-    arguments = _arguments(scan, u, use)
+    arguments = _arguments(scan, use)
     lanes = config.in_lanes(scan.states)
     kernel = lanes_fwd_kernel if lanes else selective_scan_fwd_kernel
     blocks = config.forward_blocks(d, scan.states, arguments["RANK"], scan.delta.dtype)
@@ -52,19 +96,15 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
     dtype = _wide(scan.out_dtype) if sums else scan.out_dtype
     merge = sums and not gather and (groups > 1 or dtype != scan.out_dtype)
     by_step = gather or scan.out == "step"
-    y = _buffer((b, T if by_step else L, groups, d), by_step or use is None or use.full, u, dtype)
     late_skip = (
         merge
         and grid.walk == 1
         and scan.D is not None
-        and (use is None or use.full)
+        and full
         and not scan.u_by_step
         and u.stride(0) == L * u.stride(1)
     )
-
-    states = u.new_empty(states_shape(scan), dtype=torch.float32) if save else None
-    if late_skip:
-        arguments["D"] = None
+    shape = b, T if by_step else L, groups, d
     arguments |= dict(
         segments=grid.segments,
         segment_steps=grid.segment_steps,
@@ -74,93 +114,70 @@ def _forward(scan: Scan, save: bool) -> tuple[Tensor, Tensor | None, Tensor | No
         CHUNK=config.chunk(scan.states),
         chunks=states_shape(scan)[2],
         num_warps=blocks.warps,
-        out_b=y.stride(0),
-        out_s=y.stride(1),
-        out_k=y.stride(2),
+        out_b=shape[1] * groups * d,
+        out_s=groups * d,
+        out_k=d,
         OUT_BY_STEP=by_step,
     )
     if lanes:
         arguments |= dict(
-            OUT_LIKE_U=y.stride(1) == u.stride(1) and not by_step and not scan.u_by_step,
+            OUT_LIKE_U=groups * d == u.stride(1) and not by_step and not scan.u_by_step,
             PREFETCH=config.prefetch(scan.states, blocks, grid.programs, grid.walk, config.multiprocessors(u.device)),
         )
-    programs = (grid.programs,)
-    initial = entries = None if scan.initial_state is None else scan.initial_state.contiguous()
-    last = u.new_empty(scan.state_shape, dtype=torch.float32) if scan.last_state else None
-    if grid.segments > 1:
-        entries, sums = _ends(scan, grid.segments)
-        kernel[programs](out=None, states=None, ends=entries, sums=sums, entries=None, last_state=None, **arguments)
-        _join(entries, sums, initial, scan, grid.segments, reverse=False)
-    kernel[programs](out=y, states=states, ends=None, sums=None, entries=entries, last_state=last, **arguments)
+    first, second = (Prepared(kernel, (grid.programs,), **arguments) for _ in range(2))
+    return _ForwardPlan(
+        first if grid.segments > 1 else None,
+        second,
+        grid.segments,
+        shape,
+        dtype,
+        by_step or full,
+        gather,
+        merge,
+        late_skip,
+    )
 
-    if gather:
-        out = _gather(y, table_visits(scan.order, L, scan.out == "sum"), scan.out_dtype).view(scan.out_shape)
-    elif merge:
-        out = _merge(y, scan.out_dtype, u if late_skip else None, scan.D if late_skip else None).squeeze(2)
-    else:
-        out = y.squeeze(2) if scan.out == "sum" else y
-    return out, last, states
+
+class _BackwardPlan(NamedTuple):
+    first: Prepared | None  # pass over a sequence that is split into segments
+    scan: Prepared
+    segments: int
+    scratch: tuple[int, ...] | None  # shapes of what the scan writes: states within a chunk
+    du: tuple[int, ...]
+    dz: tuple[int, ...]
+    shares: tuple[int, ...]  # of the gradients of B and C
+    du_written: bool  # every element of it
+    dx_written: bool  # of the others
 
 
 def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan) -> tuple[Tensor | None, ...]:
-    b, K, L, T, d, n = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels, scan.states
+    b, K, L, d, n = scan.batch, scan.routes, scan.num_tokens, scan.channels, scan.states
     use = None if scan.order is None else table_use(scan.order, L)
-    full, repeats = use is None or use.full, use is not None and use.repeats
-    u, grad = _dense(scan.u), _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
-    arguments = _arguments(scan, u, use)
-    lanes = config.in_lanes(n)
-    kernel = lanes_bwd_kernel if lanes else selective_scan_bwd_kernel
-    blocks = config.backward_blocks(d, n, arguments["RANK"], scan.delta.dtype)
-    # with several states the registers are full without sums of earlier routes
-    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=not lanes)
-    programs, segments, groups = (grid.programs,), grid.segments, K // grid.walk
-    chunk, count = config.chunk(n), -(-d // blocks.channels) // grid.span
-    du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
-    du_rows, rows = T if du_by_step else L, T if dx_by_step else L
-    arguments |= dict(
-        grad=grad,
-        grad_b=grad.stride(0),
-        grad_s=grad.stride(1),
-        grad_k=_route_stride(grad, 2),
-        segments=segments,
-        segment_steps=grid.segment_steps,
-        chunks=states.shape[2],
-        du_rows=du_rows,
-        rows=rows,
-        BLOCK=blocks.channels,
-        TURN=blocks.turn,
-        CHUNK=chunk,
-        num_warps=blocks.warps,
-        GRAD_BY_STEP=scan.out == "step",
-        DU_BY_STEP=du_by_step,
-        DX_BY_STEP=dx_by_step,
-        WIDE=arguments["WIDE"] or max(L, T) * grad.stride(1) >= 2**31,
-    )
-    arguments |= dict(WALK=grid.walk) if lanes else dict(SPAN=grid.span)
+    repeats = use is not None and use.repeats
+    scan, u = _with_dense_rows(scan), scan.u
+    grad = _dense(grad.unsqueeze(2) if scan.out == "sum" else grad)
+    plan = _remembered(_plan_backward, scan, use, grad, grad_last, states)
+    tensors = _tensors(scan, use) | dict(grad=grad)
     nothing = dict.fromkeys(("states", "scratch", "du", "dz", "shares", "dA", "dD", "dbias", "dinitial"))
     grad_last = entries = None if grad_last is None else grad_last.contiguous()
-    if segments > 1:
-        entries, sums = _ends(scan, segments)
-        kernel[programs](ends=entries, sums=sums, entries=None, **nothing, **arguments)
-        _join(entries, sums, grad_last, scan, segments, reverse=True)
+    if plan.first is not None:
+        entries, sums = _ends(scan, plan.segments)
+        plan.first(ends=entries, sums=sums, entries=None, **nothing, **tensors)
+        _join(entries, sums, grad_last, scan, plan.segments, reverse=True)
 
     def partial(*shape: int) -> Tensor:
         return u.new_empty(shape, dtype=torch.float32)
 
-    scratch = None
-    if chunk > blocks.turn:
-        scratch = partial(grid.programs, chunk // blocks.turn, blocks.channels, _power_of_two(n))
-    du = _buffer((b, du_rows, groups, d), full or du_by_step, u, _wide(scan.u.dtype))
-    dz = _buffer((b, rows, K, d), full or dx_by_step, u, _wide(scan.delta.dtype))
-    widths = (n, 0 if scan.C is None else n)
-    shares = _buffer((b, rows, K, count, sum(widths)), full or dx_by_step, u, torch.float32)
-    dA = partial(b, K, segments, d, n)
-    dD = None if scan.D is None else partial(b, K, segments, d)
-    dbias = None if scan.delta_bias is None else partial(b, K, segments, d)
+    du = _buffer(plan.du, plan.du_written, u, _wide(scan.u.dtype))
+    dz = _buffer(plan.dz, plan.dx_written, u, _wide(scan.delta.dtype))
+    shares = _buffer(plan.shares, plan.dx_written, u, torch.float32)
+    dA = partial(b, K, plan.segments, d, n)
+    dD = None if scan.D is None else partial(b, K, plan.segments, d)
+    dbias = None if scan.delta_bias is None else partial(b, K, plan.segments, d)
     dinitial = None if scan.initial_state is None else partial(*scan.state_shape)
-    kernel[programs](
+    plan.scan(
         states=states,
-        scratch=scratch,
+        scratch=None if plan.scratch is None else partial(*plan.scratch),
         ends=None,
         sums=None,
         entries=entries,
@@ -171,7 +188,7 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         dD=dD,
         dbias=dbias,
         dinitial=dinitial,
-        **arguments,
+        **tensors,
     )
 
     def by_storage(x: Tensor, like: Tensor, stored_by_step: bool) -> Tensor:
@@ -182,7 +199,8 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
         return _merge(x, like.dtype) if shared and x.shape[2] > 1 else x.to(like.dtype)
 
     if scan.C is None or min(scan.B.shape[2], scan.C.shape[2]) < K or (repeats and not scan.by_step):
-        dB, dC = (shares.sum(3) if count > 1 else shares.squeeze(3)).split(widths, -1)
+        widths = n, 0 if scan.C is None else n
+        dB, dC = (shares.sum(3) if shares.shape[3] > 1 else shares.squeeze(3)).split(widths, -1)
         dB = by_storage(dB.contiguous(), scan.B, scan.by_step)
         dC = None if scan.C is None else by_storage(dC.contiguous(), scan.C, scan.by_step)
     else:
@@ -205,27 +223,114 @@ def _backward(grad: Tensor, grad_last: Tensor | None, states: Tensor, scan: Scan
     )
 
 
-# --- arguments and grids --------------------------------------------------------------------------------------------
+def _plan_backward(scan: Scan, use: TableUse | None, grad: Tensor) -> _BackwardPlan:
+    b, K, L, T, d, n = scan.batch, scan.routes, scan.num_tokens, scan.steps, scan.channels, scan.states
+    full, repeats = use is None or use.full, use is not None and use.repeats
+    arguments = _arguments(scan, use)
+    lanes = config.in_lanes(n)
+    kernel = lanes_bwd_kernel if lanes else selective_scan_bwd_kernel
+    blocks = config.backward_blocks(d, n, arguments["RANK"], scan.delta.dtype)
+    # with several states the registers are full without sums of earlier routes
+    grid = _grid(scan, blocks, walk=n == 1 and scan.u.shape[2] == 1 and not repeats, span=not lanes)
+    chunk, count = config.chunk(n), -(-d // blocks.channels) // grid.span
+    du_by_step, dx_by_step = scan.u_by_step or repeats, scan.by_step or repeats
+    du_rows, rows = T if du_by_step else L, T if dx_by_step else L
+    arguments |= dict(
+        grad_b=grad.stride(0),
+        grad_s=grad.stride(1),
+        grad_k=_route_stride(grad, 2),
+        segments=grid.segments,
+        segment_steps=grid.segment_steps,
+        chunks=states_shape(scan)[2],
+        du_rows=du_rows,
+        rows=rows,
+        BLOCK=blocks.channels,
+        TURN=blocks.turn,
+        CHUNK=chunk,
+        num_warps=blocks.warps,
+        GRAD_BY_STEP=scan.out == "step",
+        DU_BY_STEP=du_by_step,
+        DX_BY_STEP=dx_by_step,
+        WIDE=arguments["WIDE"] or max(max(L, T) * grad.stride(1), K * _route_stride(grad, 2)) >= 2**31,
+    )
+    arguments |= dict(WALK=grid.walk) if lanes else dict(SPAN=grid.span)
+    first, second = (Prepared(kernel, (grid.programs,), **arguments) for _ in range(2))
+    scratch = grid.programs, chunk // blocks.turn, blocks.channels, _power_of_two(n)
+    return _BackwardPlan(
+        first if grid.segments > 1 else None,
+        second,
+        grid.segments,
+        scratch if chunk > blocks.turn else None,
+        (b, du_rows, K // grid.walk, d),
+        (b, rows, K, d),
+        (b, rows, K, count, n if scan.C is None else 2 * n),
+        full or du_by_step,
+        full or dx_by_step,
+    )
 
 
-def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
-    """The arguments that the forward and the backward kernel share."""
-    delta, B = _dense(scan.delta), _dense(scan.B)
-    C = None if scan.C is None else _dense(scan.C)
+# --- plans, arguments, grids ----------------------------------------------------------------------------------------
+
+_plans: dict[tuple, _ForwardPlan | _BackwardPlan] = {}
+
+
+def _remembered(plan, scan: Scan, use: TableUse | None, rest, *others: Tensor | None):
+    """plan(scan, use, rest), made once for equal ones; it may read of tensors what `_kind` tells.
+
+    `others` are tensors that the planned kernels will be given too, but for those that are new at every call.
+    """
+    kinds = tuple(_kind(x) if isinstance(x, Tensor) else x for x in (*scan.tensors, rest, *others))
+    order = None if scan.order is None else (scan.order.shape, use[1:])
+    key = (
+        plan,
+        kinds,
+        order,
+        scan[len(scan.tensors) + 1 :],
+        _joined(scan.delta, scan.B, scan.C),
+        scan.u.device,
+        _rules(),
+    )
+    found = _plans.get(key)
+    if found is None:
+        if len(_plans) >= _PLANS:
+            _plans.clear()
+        found = _plans[key] = plan(scan, use, rest)
+    return found
+
+
+def _kind(x: Tensor) -> tuple:
+    """What Triton compiles a kernel by, and strides."""
+    return x.shape, x.stride(), x.dtype, x.data_ptr() % 16
+
+
+def _rules() -> tuple:
+    """What plans are made by, and tests and benchmarks replace."""
+    return *config.rules(), _wide_offsets, _logarithm, _word, id(lanes_fwd_kernel)
+
+
+def _with_dense_rows(scan: Scan) -> Scan:
+    """The scan with neighbouring channels in u, delta, B and C; copies only where they are not."""
+    dense = {name: _dense(t) for name in ("u", "delta", "B", "C") if (t := getattr(scan, name)) is not None}
+    return scan if all(dense[name] is getattr(scan, name) for name in dense) else scan._replace(**dense)
+
+
+def _tensors(scan: Scan, use: TableUse | None) -> dict[str, Tensor | None]:
+    """The tensors that the forward and the backward kernel share, by the kernels' names."""
     A, D, bias, weight = (
         None if t is None else t.contiguous() for t in (scan.A, scan.D, scan.delta_bias, scan.dt_weight)
     )
-    rank = 0 if weight is None else weight.shape[2]
-    arguments = dict(
-        weight=weight,
-        bias=bias,
-        A=A,
-        D=D,
-        order=None if use is None else use.entries,
-        weight_k=_route_stride(weight),
-        bias_k=_route_stride(bias),
-        A_k=_route_stride(A),
-        D_k=_route_stride(D),
+    order = None if use is None else use.entries
+    return dict(u=scan.u, delta=scan.delta, B=scan.B, C=scan.C, A=A, D=D, bias=bias, weight=weight, order=order)
+
+
+def _arguments(scan: Scan, use: TableUse | None) -> dict:
+    """What the forward and the backward kernel share but tensors."""
+    rank = 0 if scan.dt_weight is None else scan.dt_weight.shape[2]
+    parameters = dict(weight=scan.dt_weight, bias=scan.delta_bias, A=scan.A, D=scan.D)
+    arguments = {
+        f"{name}_k": 0 if t is None or t.shape[0] == 1 else math.prod(t.shape[1:]) for name, t in parameters.items()
+    }
+    arguments |= dict(
         routes=scan.routes,
         steps=scan.steps,
         CHANNELS=scan.channels,
@@ -240,12 +345,13 @@ def _arguments(scan: Scan, u: Tensor, use: TableUse | None) -> dict:
         PRECISION=_precision(scan),
         num_stages=1,
     )
-    for name, x in (("u", u), ("delta", delta), ("B", B), ("C", C)):
+    for name in ("u", "delta", "B", "C"):
+        x = getattr(scan, name)
         strides = (0, 0, 0) if x is None else (x.stride(0), x.stride(1), _route_stride(x, 2))
-        arguments |= {name: x} | dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
+        arguments |= dict(zip((f"{name}_b", f"{name}_s", f"{name}_k"), strides, strict=True))
     if config.in_lanes(scan.states):
-        joined = _joined(delta, B, C)
-        arguments |= dict(JOINED=joined, WORD=_word(B, C, joined), ALIGNED=_alignment(delta))
+        joined = _joined(scan.delta, scan.B, scan.C)
+        arguments |= dict(JOINED=joined, WORD=_word(scan.B, scan.C, joined), ALIGNED=_alignment(scan.delta))
     else:
         arguments |= dict(STATES=_power_of_two(scan.states))
     return arguments
@@ -263,7 +369,9 @@ def _joined(delta: Tensor, B: Tensor, C: Tensor | None) -> bool:
 
 
 def _word(B: Tensor, C: Tensor | None, joined: bool) -> int:
-    """Elements of B and C that one aligned load of at most 64 bits may read."""
+    """Elements of B and C that one aligned load of at most 64 bits may read; 1 where their dtypes differ."""
+    if C is not None and C.dtype != B.dtype:
+        return 1
     count = B.shape[3] * (2 if joined and C is not None else 1)
     size = B.element_size()
     tensors = (B,) if C is None or joined else (B, C)
@@ -288,7 +396,10 @@ def _wide_offsets(scan: Scan) -> bool:
         scan.routes * max(scan.channels, (2 * scan.states + 16) * -(-scan.channels // 16)),
         *(t.stride(1) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None),
     )
-    return rows * widest >= 2**31
+    farthest = max(
+        (scan.routes - 1) * _route_stride(t, 2) for t in (scan.u, scan.delta, scan.B, scan.C) if t is not None
+    )
+    return max(rows * widest, farthest) >= 2**31
 
 
 def _logarithm(scan: Scan) -> str:
@@ -384,17 +495,38 @@ def _join(ends: Tensor, sums: Tensor, start: Tensor | None, scan: Scan, segments
 
 
 def _merge(x: Tensor, dtype: torch.dtype, u: Tensor | None = None, D: Tensor | None = None) -> Tensor:
-    """x (b, L, K, c) summed over its routes, plus D u: (b, L, 1, c)."""
-    b, L, K, c = x.shape
-    out = x.new_empty((b, L, 1, c), dtype=dtype)
-    block = min(256, max(16, _power_of_two(c)))
-    rows = 1024 // block
+    """x (b, L, K, c), contiguous, summed over its routes, plus D u: (b, L, 1, c)."""
+    out = x.new_empty((*x.shape[:2], 1, x.shape[3]), dtype=dtype)
     D = None if D is None else D.contiguous()
-    u_s, u_k = (0, 0) if u is None else (u.stride(1), _route_stride(u, 2))
-    merge_routes_kernel[(-(-b * L // rows), -(-c // block))](
-        x, out, u, D, u_s, u_k, _route_stride(D), b * L, K, c, rows, block, u is None or u.shape[2] == 1, num_warps=4
-    )
+    kinds = (None if t is None else _kind(t) for t in (u, D))
+    _merging(id(merge_routes_kernel), _kind(x), *kinds, dtype, x.device)(x=x, out=out, u=u, D=D)
     return out
+
+
+@lru_cache(_PLANS)
+def _merging(_, of_x: tuple, of_u: tuple | None, of_D: tuple | None, dtype: torch.dtype, device) -> Prepared:
+    b, L, K, c = of_x[0]
+    rows, block = b * L, min(256, max(16, _power_of_two(c)))
+    per_program = 1024 // block
+    shared, u_s, u_k, D_k = True, 0, 0, 0
+    if of_u is not None and of_D is not None:
+        shape, stride, *_ = of_u
+        shared, u_s, D_k = shape[2] == 1, stride[1], 0 if of_D[0][0] == 1 else c
+        u_k = 0 if shared else stride[2]
+    return Prepared(
+        merge_routes_kernel,
+        (-(-rows // per_program), -(-c // block)),
+        u_s=u_s,
+        u_k=u_k,
+        D_k=D_k,
+        rows=rows,
+        ROUTES=K,
+        CHANNELS=c,
+        ROWS=per_program,
+        BLOCK=block,
+        SHARED=shared,
+        num_warps=4,
+    )
 
 
 def _gather(x: Tensor, visits: Visits, dtype: torch.dtype) -> Tensor:
@@ -411,12 +543,25 @@ def _sum_shares(shares: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of B and C from shares (b, S, K, count, 2 N), which are summed over the blocks of channels."""
     b, S, K, count, width = shares.shape
     dB, dC = (shares.new_empty((b, S, K, width // 2), dtype=t.dtype) for t in (B, C))
-    columns = _power_of_two(width)
-    rows = max(1, 1024 // columns)
-    sum_shares_kernel[(-(-b * S * K // rows),)](
-        shares, dB, dC, b * S * K, count, width // 2, rows, columns, num_warps=4
-    )
+    summing = _summing(id(sum_shares_kernel), b * S * K, count, width, B.dtype, C.dtype, shares.device)
+    summing(shares=shares, dB=dB, dC=dC)
     return dB, dC
+
+
+@lru_cache(_PLANS)
+def _summing(_, rows: int, count: int, width: int, of_B, of_C, device) -> Prepared:
+    columns = _power_of_two(width)
+    per_program = max(1, 1024 // columns)
+    return Prepared(
+        sum_shares_kernel,
+        (-(-rows // per_program),),
+        rows=rows,
+        COUNT=count,
+        N=width // 2,
+        ROWS=per_program,
+        COLUMNS=columns,
+        num_warps=4,
+    )
 
 
 # --- gradients of parameters ----------------------------------------------------------------------------------------
