@@ -156,3 +156,16 @@ def test_traced_program_holds_the_formula(backend, monkeypatch):
 def test_unknown_activation():
     with pytest.raises(ValueError, match="unknown activation 'gelu'; expected 'silu' or None"):
         causal_conv1d(*tensors(), activation="gelu")
+
+
+@pytest.mark.skipif(
+    _why_not["triton"] is not None or DEVICES["triton"] == "cuda",
+    reason="memory that is not touched costs nothing on a CPU alone",
+)
+def test_routes_that_lie_far_apart(monkeypatch):
+    """The third route begins 2^31 elements after the first, though one stride still has 32 bits."""
+    leaves = tensors((3, 3, 3), d=2, L=3, dtype=torch.bfloat16)
+    expected = outputs(leaves, None, "triton", monkeypatch, activation="silu")
+    far = torch.empty(2**31 + 1024, dtype=torch.bfloat16).as_strided(leaves[0].shape, (256, 64, 2**30, 1))
+    actual = outputs([far.copy_(leaves[0]), *leaves[1:]], None, "triton", monkeypatch, activation="silu")
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))

@@ -67,7 +67,7 @@ def test_orders_and_outputs(N, kind, out):
     compare(seed=1, b=1, L=7, T=9, k=2, d=3, N=N, kind=kind, out=out)
 
 
-@pytest.mark.parametrize(("N", "k", "routes"), [(1, 2, 1), (1, 4, 2), (4, 4, 2), (2, 3, 3)])
+@pytest.mark.parametrize(("N", "k", "routes"), [(1, 2, 1), (1, 4, 2), (4, 4, 2), (2, 3, 3), (17, 2, 2)])
 @pytest.mark.parametrize("kind", ["permutation", "padded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_routes_of_one_program(monkeypatch, N, k, routes, kind, dtype):
@@ -183,6 +183,36 @@ def test_rows_that_lie_one_after_the_other(monkeypatch, N, rank, dtype, kind, in
     for a, e in zip(actual, expected, strict=True):
         tolerance = TOLERANCE[dtype] * (2 if dtype == torch.bfloat16 else 1)
         torch.testing.assert_close(a.double().cpu(), e, rtol=tolerance, atol=tolerance * e.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("of_B", "of_C"),
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)],
+)
+def test_projections_of_different_dtypes(of_B, of_C):
+    """Each is read in its own words, or element by element."""
+    args, options = make_inputs(27, b=1, L=9, k=2, d=3, N=4, dtype=torch.float32)
+    args |= dict(B=args["B"].to(of_B), C=args["C"].to(of_C))
+    expected = run(in_float64(args), options, "reference")
+    y, grads = run({n: on_device(x) for n, x in args.items()}, {n: on_device(x) for n, x in options.items()}, "triton")
+    actual = y.double().cpu(), {n: g.double().cpu() for n, g in grads.items()}
+    assert grads["B"].dtype == of_B and grads["C"].dtype == of_C
+    assert_close(actual, expected, 1e-2)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="memory that is not touched costs nothing on a CPU alone")
+@pytest.mark.parametrize(("name", "N"), [("u", 1), ("delta", 1), ("B", 17), ("C", 17)])
+def test_routes_that_lie_far_apart(name, N):
+    """The third route begins 2^31 elements after the first, though one stride still has 32 bits."""
+    args, options = make_inputs(28, b=1, L=2, k=3, d=2, N=N, dtype=torch.bfloat16)
+    expected, expected_grads = run(args, options, "reference")
+    x = args[name]
+    args[name] = torch.empty(2**31 + 256, dtype=x.dtype).as_strided(x.shape, (256, 64, 2**30, 1)).copy_(x)
+    leaf = args[name].requires_grad_()
+    y = selective_scan(**args, **options, backend="triton")
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(y.dtype)
+    (grad,) = torch.autograd.grad((y * g).sum(), [leaf])
+    assert_close((y.detach(), {name: grad}), (expected, {name: expected_grads[name]}), 2e-2)
 
 
 @pytest.mark.parametrize("walk", [1, 2])

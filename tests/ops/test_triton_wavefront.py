@@ -61,6 +61,13 @@ def test_strided_inputs():
     assert_close([t.cpu() for t in run(strided, "triton")], run(scan, "reference"), 1e-5)
 
 
+def test_maps_whose_offsets_need_64_bits_are_refused():
+    x = torch.zeros(1).expand(1, 2**16, 2**15, 1)
+    rates = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="65536 x 32768 x 1 with 1 states is too large.*portable"):
+        launch.forward(Wavefront(x, x, x, rates, rates, x, x, x, None), False)
+
+
 def test_doubles_are_refused():
     with pytest.raises(RuntimeError, match="triton backend cannot run.*not float64"):
         wavefront_scan(*make_inputs(6), backend="triton")

@@ -17,42 +17,49 @@ ROWS = 32  # steps of one program
 
 
 @triton.jit
-def _taps_sum(
-    x,
-    weight,
-    bias,
-    order,
-    x_s,
-    t,
-    steps,
-    channel,
-    inside,
-    TAPS: tl.constexpr,
-):
-    """bias + the taps' products at the steps t, (ROWS, BLOCK), float32."""
-    total = tl.zeros((t.shape[0], channel.shape[0]), tl.float32)
-    if bias is not None:
-        total += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+def _rows(x, order, x_s, t, steps, channel, inside, TAPS: tl.constexpr):
+    """What the taps read at the steps t, the last tap first: (ROWS, BLOCK) each, in x's dtype.
+
+    Zero outside the sequence and at zero tokens.
+    """
+    read = ()
     for j in tl.static_range(TAPS):
-        total += _row(x, order, x_s, t - j, steps, channel, inside) * _tap(weight, channel, inside, TAPS, TAPS - 1 - j)
-    return total
+        step = t - j
+        known = (step >= 0) & (step < steps)
+        token = step
+        if order is not None:
+            token = tl.load(order + step, mask=known, other=-1)
+            known = known & (token >= 0)
+        at = x + token.to(tl.int64)[:, None] * x_s + channel[None, :]
+        read = read + (tl.load(at, mask=known[:, None] & inside[None, :], other=0.0),)
+    return read
 
 
 @triton.jit
-def _row(x, order, x_s, t, steps, channel, inside):
-    """What the steps t read, zero outside the sequence and at zero tokens, (ROWS, BLOCK), float32."""
-    known = (t >= 0) & (t < steps)
-    token = t
-    if order is not None:
-        token = tl.load(order + t, mask=known, other=-1)
-        known = known & (token >= 0)
-    at = x + token.to(tl.int64)[:, None] * x_s + channel[None, :]
-    return tl.load(at, mask=known[:, None] & inside[None, :], other=0.0).to(tl.float32)
+def _taps_sum(read, weight, bias, channel, inside):
+    """bias + the taps' products, (ROWS, BLOCK), float32."""
+    TAPS: tl.constexpr = len(read)
+    total = tl.zeros(read[0].shape, tl.float32)
+    if bias is not None:
+        total += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+    for j in tl.static_range(TAPS):
+        total += read[j].to(tl.float32) * _tap(weight, channel, inside, TAPS, TAPS - 1 - j)
+    return total
 
 
 @triton.jit
 def _tap(weight, channel, inside, TAPS: tl.constexpr, i):
     return tl.load(weight + channel * TAPS + i, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _where(routes, steps, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's part of the steps, those steps, its route, image and channels, and which of them there are."""
+    parts = tl.cdiv(steps, ROWS)
+    scan, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    t = part * ROWS + tl.arange(0, ROWS)
+    return part, t, scan % routes, (scan // routes).to(tl.int64), channel, channel < CHANNELS
 
 
 @triton.jit(do_not_specialize=["steps"])
@@ -77,17 +84,14 @@ def causal_conv1d_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     """out (b, T, K, d) of x by token."""
-    part, channel = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    parts = tl.cdiv(steps, ROWS)
-    t = part % parts * ROWS + tl.arange(0, ROWS)
-    route, image = part // parts % routes, (part // parts // routes).to(tl.int64)
-    inside = channel < CHANNELS
+    part, t, route, image, channel, inside = _where(routes, steps, CHANNELS, ROWS, BLOCK)
     if order is not None:
         order += route * (steps + AHEAD)
     if bias is not None:
         bias += route * bias_k
-    x += image * x_b + route * x_k
-    y = _taps_sum(x, weight + route * weight_k, bias, order, x_s, t, steps, channel, inside, TAPS)
+    x += image * x_b + route.to(tl.int64) * x_k
+    weight += route * weight_k
+    y = _taps_sum(_rows(x, order, x_s, t, steps, channel, inside, TAPS), weight, bias, channel, inside)
     if SILU:
         y = y * tl.sigmoid(y)
     row = (image * steps + t) * routes + route
@@ -122,31 +126,28 @@ def causal_conv1d_parameters_kernel(
     BLOCK: tl.constexpr,
 ):
     """The sum's gradient, dsum (b, T, K, d), and each program's share of dweight (b, parts, K, d, TAPS) and dbias."""
-    part, channel = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    parts = tl.cdiv(steps, ROWS)
-    t = part % parts * ROWS + tl.arange(0, ROWS)
-    route, image = part // parts % routes, (part // parts // routes).to(tl.int64)
-    inside = channel < CHANNELS
+    part, t, route, image, channel, inside = _where(routes, steps, CHANNELS, ROWS, BLOCK)
     if order is not None:
         order += route * (steps + AHEAD)
     if bias is not None:
         bias += route * bias_k
-    x += image * x_b + route * x_k
+    x += image * x_b + route.to(tl.int64) * x_k
+    weight += route * weight_k
     mask = (t < steps)[:, None] & inside[None, :]
-    at = grad + image * grad_b + t.to(tl.int64)[:, None] * grad_s + route * grad_k + channel[None, :]
+    at = grad + image * grad_b + t.to(tl.int64)[:, None] * grad_s + route.to(tl.int64) * grad_k + channel[None, :]
     g = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    read = _rows(x, order, x_s, t, steps, channel, inside, TAPS)
     if SILU:
-        y = _taps_sum(x, weight + route * weight_k, bias, order, x_s, t, steps, channel, inside, TAPS)
+        y = _taps_sum(read, weight, bias, channel, inside)
         half = tl.sigmoid(y)
         g = tl.where(mask, g * half * (1.0 + y * (1.0 - half)), 0.0)
     row = (image * steps + t) * routes + route
     tl.store(dsum + row[:, None] * CHANNELS + channel[None, :], g, mask=mask)
-    share = ((image * parts + part % parts) * routes + route) * CHANNELS + channel
+    share = ((image * tl.cdiv(steps, ROWS) + part) * routes + route) * CHANNELS + channel
     if dbias is not None:
         tl.store(dbias + share, tl.sum(g, 0), mask=inside)
     for j in tl.static_range(TAPS):
-        read = _row(x, order, x_s, t - j, steps, channel, inside)
-        tl.store(dweight + share * TAPS + (TAPS - 1 - j), tl.sum(g * read, 0), mask=inside)
+        tl.store(dweight + share * TAPS + (TAPS - 1 - j), tl.sum(g * read[j].to(tl.float32), 0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["steps", "bins"])
@@ -183,7 +184,7 @@ def causal_conv1d_input_kernel(
 def forward(conv: Conv) -> Tensor:
     """As `ConvBackend` says."""
     with torch.cuda.device_of(conv.x):
-        x, arguments, grid = _arguments(conv)
+        x, arguments, grid = _arguments(conv, 128)
         out = x.new_empty((x.shape[0], conv.steps, conv.routes, x.shape[3]))
         causal_conv1d_fwd_kernel[grid](out=out, **arguments)
         return out
@@ -192,7 +193,7 @@ def forward(conv: Conv) -> Tensor:
 def backward(grad: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `ConvBackend` says."""
     with torch.cuda.device_of(conv.x):
-        x, arguments, grid = _arguments(conv)
+        x, arguments, grid = _arguments(conv, 64)  # with more channels a program spills registers
         grad = grad if grad.stride(-1) == 1 else grad.contiguous()
         b, L, kx, d = x.shape
         weight, bias = arguments["weight"], arguments["bias"]
@@ -234,13 +235,13 @@ def backward(grad: Tensor, conv: Conv) -> tuple[Tensor, Tensor, Tensor | None]:
         return dx, _sum_routes(dweight, weight), None if bias is None or dbias is None else _sum_routes(dbias, bias)
 
 
-def _arguments(conv: Conv) -> tuple[Tensor, dict, tuple[int, int]]:
-    """x with neighbouring channels, what the first two kernels share, their grid."""
+def _arguments(conv: Conv, most: int) -> tuple[Tensor, dict, tuple[int, int]]:
+    """x with neighbouring channels; what the first two kernels share; their grid, of at most `most` channels each."""
     x = conv.x if conv.x.stride(-1) == 1 else conv.x.contiguous()
     weight, bias = conv.weight.contiguous(), None if conv.bias is None else conv.bias.contiguous()
     use: TableUse | None = None if conv.order is None else table_use(conv.order, x.shape[1])
     d = x.shape[3]
-    block = _block(d, 128)
+    block = _block(d, most)
     arguments = dict(
         x=x,
         weight=weight,

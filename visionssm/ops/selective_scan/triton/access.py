@@ -175,6 +175,71 @@ def element(words, i: tl.constexpr, WORD: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_step_sizes(delta, stride, order, channel, mask, t0, steps, TURN: tl.constexpr, form: tl.constexpr):
+    """The turn's tokens, and its raw step sizes as `load_raw` has them.
+
+    `form` are constants: (RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE).
+    """
+    RANK: tl.constexpr = form[0]
+    RANKS: tl.constexpr = form[1]
+    ALIGNED: tl.constexpr = form[2]
+    BY_STEP: tl.constexpr = form[3]
+    PADDED: tl.constexpr = form[4]
+    WIDE: tl.constexpr = form[5]
+    tokens = load_tokens(order, t0, steps, TURN)
+    raw = load_raw(delta, channel, stride, order, mask, tokens, t0, steps, RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE)
+    return tokens, raw
+
+
+@triton.jit
+def load_projections(rows, tokens, t0, steps, N: tl.constexpr, WORD: tl.constexpr, form: tl.constexpr):
+    """N elements of each step's B and C in words; `rows` is (B, its distance of rows, C, distance).
+
+    Where C is None it is read with B, if at all. `form` as in `load_step_sizes`.
+    """
+    B, B_s, C, C_s = rows
+    BY_STEP: tl.constexpr = form[3]
+    PADDED: tl.constexpr = form[4]
+    WIDE: tl.constexpr = form[5]
+    b = load_words(B, B_s, tokens, t0, steps, N, WORD, BY_STEP, PADDED, WIDE)
+    c = ()
+    if C is not None:
+        c = load_words(C, C_s, tokens, t0, steps, N, WORD, BY_STEP, PADDED, WIDE)
+    return b, c
+
+
+@triton.jit
+def load_states(x, stride, mask, N: tl.constexpr, like):
+    """The N numbers of each channel, `stride` apart, as a tuple; zeros where x is None."""
+    values = ()
+    for n in tl.static_range(N):
+        if x is None:
+            values = values + (tl.zeros_like(like),)
+        else:
+            values = values + (tl.load(x + n * stride, mask=mask, other=None if mask is None else 0.0),)
+    return values
+
+
+@triton.jit
+def load_parameters(
+    weight, bias, D, delta, route, weight_k, bias_k, D_k, channel, inside, RANK: tl.constexpr, RANKS: tl.constexpr
+):
+    """D, the bias in units of ln 2, the weight (RANKS, channels) of a low-rank delta in its dtype; 0 for the absent."""
+    skip = 0.0
+    if D is not None:
+        skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
+    bias2 = 0.0
+    if bias is not None:
+        bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
+    w = 0.0
+    if RANK > 0:
+        r = tl.arange(0, RANKS)
+        at = weight + route * weight_k + channel[None, :] * RANK + r[:, None]
+        w = tl.load(at, mask=inside[None, :] & (r < RANK)[:, None], other=0.0).to(delta.dtype.element_ty)
+    return skip, bias2, w
+
+
+@triton.jit
 def load_logits(
     delta,
     channel,

@@ -3,8 +3,18 @@
 import triton
 import triton.language as tl
 
-from .access import AHEAD, element, load_raw, load_rows, load_tokens, load_words, logits, row_offset
-from .mathematics import LN2, LOG2E, fold, lane_sums, softplus2
+from .access import (
+    AHEAD,
+    element,
+    load_parameters,
+    load_projections,
+    load_rows,
+    load_states,
+    load_step_sizes,
+    logits,
+    row_offset,
+)
+from .mathematics import LN2, fold, lane_sums, softplus2
 
 
 @triton.jit
@@ -101,6 +111,7 @@ def lanes_bwd_kernel(
     # sums of one step, or with one state of one turn, that the lanes can take together
     TOGETHER: tl.constexpr = C is not None and (N == 1 or N == 2 or N == 4 or N == 8 or N == 16)
     DTYPE: tl.constexpr = B.dtype.element_ty
+    form: tl.constexpr = (RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE)
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
@@ -125,48 +136,34 @@ def lanes_bwd_kernel(
 
     for walked in tl.range(0, WALK, disable_licm=True):  # hoisting out of it would spill registers
         route = group * WALK + walked
+        far = route.to(tl.int64) if WIDE else route
         scan = image * routes + route
         per_scan = scan * segments + segment
 
-        grad_lanes = grad + route * grad_k + channel
-        u_lanes = u + route * u_k + channel
-        delta_rows = delta + tl.multiple_of(route * delta_k, ALIGNED)
-        B_rows = delta_rows + BEHIND if JOINED else B + route * B_k
-        B_stride = delta_s if JOINED else B_s
-        C_rows = C
-        if C is not None and not JOINED:
-            C_rows = C + route * C_k
+        grad_lanes = grad + far * grad_k + channel
+        u_lanes = u + far * u_k + channel
+        delta_rows = delta + tl.multiple_of(far * delta_k, ALIGNED)
+        if JOINED:
+            projections = (delta_rows + BEHIND, delta_s, None, 0)
+        elif C is None:
+            projections = (B + far * B_k, B_s, None, 0)
+        else:
+            projections = (B + far * B_k, B_s, C + far * C_k, C_s)
+        only_B = (projections[0], projections[1], None, 0)
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
 
-        a = ()
-        s = ()
-        a_sum = ()
-        for n in tl.static_range(N):
-            a = a + (tl.load(A + route * A_k + channel * N + n, mask=inside, other=0.0),)
-            a_sum = a_sum + (tl.zeros((BLOCK,), tl.float32),)
-            if entries is not None:
-                s = s + (tl.load(entries + (per_scan * CHANNELS + channel) * N + n, mask=inside, other=0.0),)
-            else:
-                s = s + (tl.zeros((BLOCK,), tl.float32),)
-        skip = 0.0
-        if D is not None:
-            skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
-        bias2 = 0.0
-        if bias is not None:
-            bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
-        w = 0.0
-        if RANK > 0:
-            r = tl.arange(0, RANKS)
-            w = tl.load(
-                weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                mask=inside[None, :] & (r < RANK)[:, None],
-                other=0.0,
-            ).to(delta.dtype.element_ty)
-        total = tl.zeros((BLOCK,), tl.float32)
-        d_sum = tl.zeros((BLOCK,), tl.float32)
-        bias_sum = tl.zeros((BLOCK,), tl.float32)
+        zero = tl.zeros((BLOCK,), tl.float32)
+        a = load_states(A + route * A_k + channel * N, 1, inside, N, zero)
+        a_sum = load_states(None, 1, inside, N, zero)
+        s = load_states(None if entries is None else entries + (per_scan * CHANNELS + channel) * N, 1, inside, N, zero)
+        skip, bias2, w = load_parameters(
+            weight, bias, D, delta, route, weight_k, bias_k, D_k, channel, inside, RANK, RANKS
+        )
+        total = zero
+        d_sum = zero
+        bias_sum = zero
         if ends is None:
             shares_at = shares + ((image * rows * routes + route) * blocks + block) * SHARES
             dz_at = dz + (image * rows * routes + route) * CHANNELS + channel
@@ -175,27 +172,9 @@ def lanes_bwd_kernel(
         turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
         for back in range(0, turns):
             t0 = first + (turns - 1 - back) * TURN
-            tokens = load_tokens(token_of, t0, steps, TURN)
-            raw = load_raw(
-                delta_rows,
-                channel,
-                delta_s,
-                token_of,
-                mask,
-                tokens,
-                t0,
-                steps,
-                RANK,
-                RANKS,
-                ALIGNED,
-                BY_STEP,
-                PADDED,
-                WIDE,
-            )
+            tokens, raw = load_step_sizes(delta_rows, delta_s, token_of, channel, mask, t0, steps, TURN, form)
             dys = load_rows(grad_lanes, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
-            b = load_words(B_rows, B_stride, tokens, t0, steps, BOTH, WORD, BY_STEP, PADDED, WIDE)
-            if C is not None and not JOINED:
-                c = load_words(C_rows, C_s, tokens, t0, steps, N, WORD, BY_STEP, PADDED, WIDE)
+            b, c = load_projections(projections, tokens, t0, steps, BOTH, WORD, form)
             if ends is None:
                 x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
                 if WALK > 1:  # sums of the routes walked before
@@ -204,9 +183,7 @@ def lanes_bwd_kernel(
                     )
                 saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
                 if CHUNK == TURN:
-                    h = ()
-                    for n in tl.static_range(N):
-                        h = h + (tl.load(saved + n * CHANNELS, mask=inside, other=0.0),)
+                    h = load_states(saved, CHANNELS, inside, N, zero)
             z = logits(raw, w, bias2, TURN, RANK, PRECISION)
             l = ()
             dy = ()
@@ -236,30 +213,14 @@ def lanes_bwd_kernel(
                     # the states before the turn; at a chunk's last turn, those before all of its turns
                     c0 = t0 // CHUNK * CHUNK
                     if back == 0 or t0 - c0 == CHUNK - TURN:
-                        h = ()
-                        for n in tl.static_range(N):
-                            h = h + (tl.load(saved + n * CHANNELS, mask=inside, other=0.0),)
+                        h = load_states(saved, CHANNELS, inside, N, zero)
                         for turn in range(0, (t0 - c0) // TURN):
                             t1 = c0 + turn * TURN
-                            tokens1 = load_tokens(token_of, t1, steps, TURN)
-                            raw1 = load_raw(
-                                delta_rows,
-                                channel,
-                                delta_s,
-                                token_of,
-                                mask,
-                                tokens1,
-                                t1,
-                                steps,
-                                RANK,
-                                RANKS,
-                                ALIGNED,
-                                BY_STEP,
-                                PADDED,
-                                WIDE,
+                            tokens1, raw1 = load_step_sizes(
+                                delta_rows, delta_s, token_of, channel, mask, t1, steps, TURN, form
                             )
                             x1 = load_rows(u_lanes, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
-                            b1 = load_words(B_rows, B_stride, tokens1, t1, steps, N, WORD, BY_STEP, PADDED, WIDE)
+                            b1, _ = load_projections(only_B, tokens1, t1, steps, N, WORD, form)
                             for n in tl.static_range(N):
                                 tl.store(scratch + (turn * N + n) * BLOCK, h[n])
                             z1 = logits(raw1, w, bias2, TURN, RANK, PRECISION)
@@ -268,9 +229,7 @@ def lanes_bwd_kernel(
                         for n in tl.static_range(N):
                             tl.store(scratch + ((t0 - c0) // TURN * N + n) * BLOCK, h[n])
                         tl.debug_barrier()
-                    h = ()
-                    for n in tl.static_range(N):
-                        h = h + (tl.load(scratch + ((t0 - c0) // TURN * N + n) * BLOCK),)
+                    h = load_states(scratch + (t0 - c0) // TURN * N * BLOCK, BLOCK, None, N, zero)
 
                 before = ()  # the states before each step
                 for i in tl.static_range(TURN):

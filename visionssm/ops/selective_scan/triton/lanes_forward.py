@@ -3,8 +3,19 @@
 import triton
 import triton.language as tl
 
-from .access import AHEAD, element, load_raw, load_row, load_rows, load_tokens, load_words, logits, row_offset
-from .mathematics import LN2, LOG2E, softplus2
+from .access import (
+    AHEAD,
+    element,
+    load_parameters,
+    load_projections,
+    load_row,
+    load_rows,
+    load_states,
+    load_step_sizes,
+    logits,
+    row_offset,
+)
+from .mathematics import LN2, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks"])
@@ -79,7 +90,9 @@ def lanes_fwd_kernel(
     WAITING: tl.constexpr = 1 if N > 1 else 8 if TURN > 8 else TURN  # rows of sums waiting in registers
     EXACT: tl.constexpr = ends is not None or last_state is not None  # the state after the last step is asked for
     BEHIND: tl.constexpr = CHANNELS if RANK == 0 else RANK  # from delta to B
+    BOTH: tl.constexpr = 2 * N if JOINED and C is not None else N
     DTYPE: tl.constexpr = B.dtype.element_ty
+    form: tl.constexpr = (RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE)
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
@@ -101,107 +114,46 @@ def lanes_fwd_kernel(
 
     for walked in range(0, WALK):
         route = group * WALK + walked
+        far = route.to(tl.int64) if WIDE else route
         scan = image * routes + route  # number of this sequence
 
-        u_lanes = u + route * u_k + channel
-        delta_rows = delta + tl.multiple_of(route * delta_k, ALIGNED)
-        B_rows = delta_rows + BEHIND if JOINED else B + route * B_k
-        B_stride = delta_s if JOINED else B_s
-        C_rows = C
-        if C is not None and not JOINED:
-            C_rows = C + route * C_k
+        u_lanes = u + far * u_k + channel
+        delta_rows = delta + tl.multiple_of(far * delta_k, ALIGNED)
+        if JOINED:
+            projections = (delta_rows + BEHIND, delta_s, None, 0)
+        elif C is None:
+            projections = (B + far * B_k, B_s, None, 0)
+        else:
+            projections = (B + far * B_k, B_s, C + far * C_k, C_s)
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
 
-        a = ()
-        h = ()
         per_scan = scan * segments + segment
-        for n in tl.static_range(N):
-            a = a + (tl.load(A + route * A_k + channel * N + n, mask=inside, other=0.0),)
-            if entries is not None:
-                h = h + (tl.load(entries + (per_scan * CHANNELS + channel) * N + n, mask=inside, other=0.0),)
-            else:
-                h = h + (tl.zeros((BLOCK,), tl.float32),)
-        skip = 0.0
-        if D is not None:
-            skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
-        bias2 = 0.0
-        if bias is not None:
-            bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
-        w = 0.0
-        if RANK > 0:
-            r = tl.arange(0, RANKS)
-            w = tl.load(
-                weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                mask=inside[None, :] & (r < RANK)[:, None],
-                other=0.0,
-            ).to(delta.dtype.element_ty)
-        total = tl.zeros((BLOCK,), tl.float32)
+        zero = tl.zeros((BLOCK,), tl.float32)
+        a = load_states(A + route * A_k + channel * N, 1, inside, N, zero)
+        h = load_states(None if entries is None else entries + (per_scan * CHANNELS + channel) * N, 1, inside, N, zero)
+        skip, bias2, w = load_parameters(
+            weight, bias, D, delta, route, weight_k, bias_k, D_k, channel, inside, RANK, RANKS
+        )
+        total = zero
 
         first = segment * segment_steps
         end = tl.minimum(first + segment_steps, steps)
-        BOTH: tl.constexpr = N if C is None or not JOINED else 2 * N
         if PREFETCH:
-            tokens_n = load_tokens(token_of, first, steps, TURN)
-            raw_n = load_raw(
-                delta_rows,
-                channel,
-                delta_s,
-                token_of,
-                mask,
-                tokens_n,
-                first,
-                steps,
-                RANK,
-                RANKS,
-                ALIGNED,
-                BY_STEP,
-                PADDED,
-                WIDE,
-            )
+            tokens_n, raw_n = load_step_sizes(delta_rows, delta_s, token_of, channel, mask, first, steps, TURN, form)
             x_n = load_rows(u_lanes, u_s, tokens_n, first, steps, mask, U_BY_STEP, PADDED, WIDE)
-            b_n = load_words(B_rows, B_stride, tokens_n, first, steps, BOTH, WORD, BY_STEP, PADDED, WIDE)
-            if C is not None and not JOINED:
-                c_n = load_words(C_rows, C_s, tokens_n, first, steps, N, WORD, BY_STEP, PADDED, WIDE)
+            b_n, c_n = load_projections(projections, tokens_n, first, steps, BOTH, WORD, form)
         for turn in range(0, tl.cdiv(end - first, TURN)):
             t0 = first + turn * TURN
             at = t0 + TURN if PREFETCH else t0
             if PREFETCH:
-                tokens = tokens_n
-                raw = raw_n
-                x = x_n
-                b = b_n
-                if C is not None and not JOINED:
-                    c = c_n
-            tokens_n = load_tokens(token_of, at, steps, TURN)
-            raw_n = load_raw(
-                delta_rows,
-                channel,
-                delta_s,
-                token_of,
-                mask,
-                tokens_n,
-                at,
-                steps,
-                RANK,
-                RANKS,
-                ALIGNED,
-                BY_STEP,
-                PADDED,
-                WIDE,
-            )
+                tokens, raw, x, b, c = tokens_n, raw_n, x_n, b_n, c_n
+            tokens_n, raw_n = load_step_sizes(delta_rows, delta_s, token_of, channel, mask, at, steps, TURN, form)
             x_n = load_rows(u_lanes, u_s, tokens_n, at, steps, mask, U_BY_STEP, PADDED, WIDE)
-            b_n = load_words(B_rows, B_stride, tokens_n, at, steps, BOTH, WORD, BY_STEP, PADDED, WIDE)
-            if C is not None and not JOINED:
-                c_n = load_words(C_rows, C_s, tokens_n, at, steps, N, WORD, BY_STEP, PADDED, WIDE)
+            b_n, c_n = load_projections(projections, tokens_n, at, steps, BOTH, WORD, form)
             if not PREFETCH:
-                tokens = tokens_n
-                raw = raw_n
-                x = x_n
-                b = b_n
-                if C is not None and not JOINED:
-                    c = c_n
+                tokens, raw, x, b, c = tokens_n, raw_n, x_n, b_n, c_n
             z = logits(raw, w, bias2, TURN, RANK, PRECISION)
             for i in tl.static_range(TURN):
                 t = t0 + i

@@ -30,6 +30,8 @@ def merge_routes_kernel(
     x += row[:, None] * (ROUTES * CHANNELS) + channel[None, :]
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     skip = tl.zeros((BLOCK,), tl.float32)
+    if D is not None:
+        u += row[:, None] * u_s + channel[None, :]
     for k in tl.static_range(ROUTES):
         total += tl.load(x + k * CHANNELS, mask=mask, other=0.0).to(tl.float32)
         if D is not None:
@@ -37,11 +39,10 @@ def merge_routes_kernel(
             if SHARED:
                 skip += skip_k
             else:
-                u_k_row = tl.load(u + row[:, None] * u_s + k * u_k + channel[None, :], mask=mask, other=0.0)
-                total += skip_k[None, :] * u_k_row.to(tl.float32)
+                total += skip_k[None, :] * tl.load(u, mask=mask, other=0.0).to(tl.float32)
+                u += u_k  # step by step: k * u_k may need more than 32 bits
     if D is not None and SHARED:
-        u_row = tl.load(u + row[:, None] * u_s + channel[None, :], mask=mask, other=0.0)
-        total += skip[None, :] * u_row.to(tl.float32)
+        total += skip[None, :] * tl.load(u, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row[:, None] * CHANNELS + channel[None, :], total, mask=mask)
 
 

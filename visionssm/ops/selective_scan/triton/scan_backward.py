@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .access import AHEAD, load_logits, load_rows, load_tokens, row_offset
-from .mathematics import LN2, LOG2E, advance, softplus2
+from .access import AHEAD, load_logits, load_parameters, load_rows, load_tokens, row_offset
+from .mathematics import LN2, advance, softplus2
 
 
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "du_rows", "rows"])
@@ -111,14 +111,15 @@ def selective_scan_bwd_kernel(
         channel = (span * SPAN + walked) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < CHANNELS
         mask = None if CHANNELS % BLOCK == 0 else inside
+        far = route.to(tl.int64) if WIDE else route
         scan = image * routes + route
         per_scan = scan * segments + segment
 
-        grad_lanes = grad + route * grad_k + channel
-        u_lanes = u + route * u_k + channel
-        delta_rows = delta + route * delta_k
-        B_lanes = B + route * B_k
-        C_lanes = C + route * C_k
+        grad_lanes = grad + far * grad_k + channel
+        u_lanes = u + far * u_k + channel
+        delta_rows = delta + far * delta_k
+        B_lanes = B + far * B_k
+        C_lanes = C + far * C_k
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
@@ -129,20 +130,9 @@ def selective_scan_bwd_kernel(
         n_mask = None if N == STATES else n < N
         state_mask = inside[:, None] & (n < N)[None, :]
         a = tl.load(A + route * A_k + state_at, mask=state_mask, other=0.0)
-        skip = 0.0
-        if D is not None:
-            skip = tl.load(D + route * D_k + channel, mask=inside, other=0.0)
-        bias2 = 0.0
-        if bias is not None:
-            bias2 = tl.load(bias + route * bias_k + channel, mask=inside, other=0.0) * LOG2E
-        w = 0.0
-        if RANK > 0:
-            r = tl.arange(0, RANKS)
-            w = tl.load(
-                weight + route * weight_k + channel[None, :] * RANK + r[:, None],
-                mask=inside[None, :] & (r < RANK)[:, None],
-                other=0.0,
-            ).to(delta.dtype.element_ty)
+        skip, bias2, w = load_parameters(
+            weight, bias, D, delta, route, weight_k, bias_k, D_k, channel, inside, RANK, RANKS
+        )
 
         if entries is not None:
             s = tl.load(entries + per_scan * CHANNELS * N + state_at, mask=state_mask, other=0.0)

@@ -27,18 +27,36 @@ def load_cells(x, cell, valid, lane, inside, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def decays(delta, A, shift, there):
+    """What a state is multiplied by on its way into a cell, (ROWS, BLOCK, STATES); zero where there is none."""
+    factor = tl.exp2(delta[:, :, None] * (A * LOG2E)[None, :, :] + shift[:, None, None])
+    return tl.where(there[:, None, None], factor, 0.0)
+
+
+@triton.jit
 def step(h, x, delta_top, delta_left, A_top, A_left, B_top, B_left, shift, has_top, has_left, has_before, valid):
-    """The states of an anti-diagonal from those before it, and the two decays and the states above."""
-    above = shifted(h, -1)
-    decay_top = tl.exp2(delta_top[:, :, None] * (A_top * LOG2E)[None, :, :] + shift[:, None, None])
-    decay_left = tl.exp2(delta_left[:, :, None] * (A_left * LOG2E)[None, :, :] + shift[:, None, None])
-    decay_top = tl.where(has_top[:, None, None], decay_top, 0.0)
-    decay_left = tl.where(has_before[:, None, None], decay_left, 0.0)
+    """The states of an anti-diagonal from those before it."""
     share = tl.exp2(shift)
     input_top = (delta_top * x)[:, :, None] * (B_top * tl.where(has_top, share, 0.0)[:, None])[:, None, :]
     input_left = (delta_left * x)[:, :, None] * (B_left * tl.where(has_left, share, 0.0)[:, None])[:, None, :]
-    after = decay_top * above + decay_left * h + input_top + input_left
-    return tl.where(valid[:, None, None], after, 0.0), above, decay_top, decay_left
+    after = decays(delta_top, A_top, shift, has_top) * shifted(h, -1) + input_top
+    after += decays(delta_left, A_left, shift, has_before) * h + input_left
+    return tl.where(valid[:, None, None], after, 0.0)
+
+
+@triton.jit
+def through(g, before, x, delta, A, B, shift, has_before, has_input):
+    """Gradients through one direction, from g, that of a cell's states, and the states they come from.
+
+    What is handed to those states, and the gradients of A, of x over delta, of B and of delta.
+    """
+    handed = g * decays(delta, A, shift, has_before)
+    rate = handed * before  # gradient of delta A
+    share = tl.where(has_input, tl.exp2(shift), 0.0)[:, None]
+    of_x = tl.sum(g * (B * share)[:, None, :], 2)
+    of_B = tl.sum(g * (delta * x)[:, :, None], 1) * share
+    of_delta = of_x * x + tl.sum(rate * A[None, :, :], 2)
+    return handed, tl.sum(rate * delta[:, :, None], 0), of_x, of_B, of_delta
 
 
 @triton.jit
@@ -52,6 +70,18 @@ def where_on(t, HEIGHT, WIDTH, ROWS: tl.constexpr):
     has_left = has_before | (i == 0)  # the corner has the left direction's input
     shift = tl.where(has_top & has_before, -1.0, 0.0)
     return valid, i * WIDTH + j, has_top, has_left, has_before, shift
+
+
+@triton.jit
+def load_channels(A_top, A_left, D, c, n, CHANNELS: tl.constexpr, N: tl.constexpr):
+    """Where the channels' numbers lie in (CHANNELS, N), which there are; both rates, D or zeros."""
+    rates = c[:, None] * N + n[None, :]
+    both = (c < CHANNELS)[:, None] & (n < N)[None, :]
+    skip = tl.zeros((c.shape[0],), tl.float32)
+    if D is not None:
+        skip = tl.load(D + c, mask=c < CHANNELS, other=0.0)
+    a_top = tl.load(A_top + rates, mask=both, other=0.0)
+    return rates, both, a_top, tl.load(A_left + rates, mask=both, other=0.0), skip
 
 
 @triton.jit
@@ -89,13 +119,7 @@ def wavefront_fwd_kernel(
     B_top += cells * N
     B_left += cells * N
     C += cells * N
-    rates = c[:, None] * N + n[None, :]
-    both = inside[:, None] & real[None, :]
-    a_top = tl.load(A_top + rates, mask=both, other=0.0)
-    a_left = tl.load(A_left + rates, mask=both, other=0.0)
-    skip = tl.zeros((BLOCK,), tl.float32)
-    if D is not None:
-        skip = tl.load(D + c, mask=inside, other=0.0)
+    rates, both, a_top, a_left, skip = load_channels(A_top, A_left, D, c, n, CHANNELS, N)
     state_at = i[:, None, None] * (CHANNELS * N) + rates[None, :, :]
     state_mask = (i < HEIGHT)[:, None, None] & both[None, :, :]
 
@@ -107,7 +131,7 @@ def wavefront_fwd_kernel(
                 tl.store(at + state_at, h, mask=state_mask)
         valid, cell, has_top, has_left, has_before, shift = where_on(t, HEIGHT, WIDTH, ROWS)
         u = load_cells(x, cell, valid, c, inside, CHANNELS)
-        h, _, _, _ = step(
+        h = step(
             h,
             u,
             load_cells(delta_top, cell, valid, c, inside, CHANNELS),
@@ -177,17 +201,11 @@ def wavefront_bwd_kernel(
     B_top += cells * N
     B_left += cells * N
     C += cells * N
-    partial = (block * tl.num_programs(0) * HEIGHT * WIDTH + cells) * N
+    partial = (block.to(tl.int64) * tl.num_programs(0) * HEIGHT * WIDTH + cells) * N
     dB_top += partial
     dB_left += partial
     dC += partial
-    rates = c[:, None] * N + n[None, :]
-    both = inside[:, None] & real[None, :]
-    a_top = tl.load(A_top + rates, mask=both, other=0.0)
-    a_left = tl.load(A_left + rates, mask=both, other=0.0)
-    skip = tl.zeros((BLOCK,), tl.float32)
-    if D is not None:
-        skip = tl.load(D + c, mask=inside, other=0.0)
+    rates, both, a_top, a_left, skip = load_channels(A_top, A_left, D, c, n, CHANNELS, N)
     size = HEIGHT * CHANNELS * N
     state_at = i[:, None, None] * (CHANNELS * N) + rates[None, :, :]
     state_mask = (i < HEIGHT)[:, None, None] & both[None, :, :]
@@ -206,7 +224,7 @@ def wavefront_bwd_kernel(
         for k in range(0, count):
             tl.store(scratch + k * size + state_at, after, mask=state_mask)
             valid, cell, has_top, has_left, has_before, shift = where_on(start + k, HEIGHT, WIDTH, ROWS)
-            after, _, _, _ = step(
+            after = step(
                 after,
                 load_cells(x, cell, valid, c, inside, CHANNELS),
                 load_cells(delta_top, cell, valid, c, inside, CHANNELS),
@@ -222,62 +240,39 @@ def wavefront_bwd_kernel(
                 valid,
             )
         tl.debug_barrier()  # what other threads have stored
-        for turn in range(0, count):
+        for turn in tl.range(0, count, disable_licm=True):  # hoisting out of it would spill more
             k = count - 1 - turn
             valid, cell, has_top, has_left, has_before, shift = where_on(start + k, HEIGHT, WIDTH, ROWS)
             h = tl.load(scratch + k * size + state_at, mask=state_mask, other=0.0)
             u = load_cells(x, cell, valid, c, inside, CHANNELS)
-            d_top = load_cells(delta_top, cell, valid, c, inside, CHANNELS)
-            d_left = load_cells(delta_left, cell, valid, c, inside, CHANNELS)
-            b_top = load_cells(B_top, cell, valid, n, real, N)
-            b_left = load_cells(B_left, cell, valid, n, real, N)
-            c_cell = load_cells(C, cell, valid, n, real, N)
             dy = load_cells(grad, cell, valid, c, inside, CHANNELS)
-            _, above, decay_top, decay_left = step(
-                h,
-                u,
-                d_top,
-                d_left,
-                a_top,
-                a_left,
-                b_top,
-                b_left,
-                shift,
-                has_top,
-                has_left,
-                has_before,
-                valid,
-            )
+            c_cell = load_cells(C, cell, valid, n, real, N)
             rows = cell[:, None] * N + n[None, :]
             rows_mask = valid[:, None] & real[None, :]
-            tl.store(dC + rows, tl.sum(after * dy[:, :, None], 1), mask=rows_mask)
-            g = tl.where(valid[:, None, None], later + c_cell[:, None, :] * dy[:, :, None], 0.0)
-
-            # through the states before
-            top, left = g * decay_top, g * decay_left
-            below = tl.where((i < ROWS - 1)[:, None, None], shifted(top, 1), 0.0)
-            # a row whose cell is not on this anti-diagonal keeps what it has for the ones before
-            later = left + below + tl.where(valid[:, None, None], 0.0, later)
-            rate_top, rate_left = top * above, left * h  # gradients of delta A
-            g_a_top += tl.sum(rate_top * d_top[:, :, None], 0)
-            g_a_left += tl.sum(rate_left * d_left[:, :, None], 0)
-
-            # through the inputs
-            share = tl.exp2(shift)
-            share_top, share_left = tl.where(has_top, share, 0.0), tl.where(has_left, share, 0.0)
-            in_top = tl.sum(g * (b_top * share_top[:, None])[:, None, :], 2)
-            in_left = tl.sum(g * (b_left * share_left[:, None])[:, None, :], 2)
-            g_top = tl.sum(g * (d_top * u)[:, :, None], 1) * share_top[:, None]
-            g_left = tl.sum(g * (d_left * u)[:, :, None], 1) * share_left[:, None]
-            tl.store(dB_top + rows, g_top, mask=rows_mask)
-            tl.store(dB_left + rows, g_left, mask=rows_mask)
             lanes = cell[:, None] * CHANNELS + c[None, :]
             lanes_mask = valid[:, None] & inside[None, :]
-            tl.store(dx + lanes, in_top * d_top + in_left * d_left + skip[None, :] * dy, mask=lanes_mask)
-            g_top = in_top * u + tl.sum(rate_top * a_top[None, :, :], 2)
-            g_left = in_left * u + tl.sum(rate_left * a_left[None, :, :], 2)
-            tl.store(ddelta_top + lanes, g_top, mask=lanes_mask)
-            tl.store(ddelta_left + lanes, g_left, mask=lanes_mask)
+            tl.store(dC + rows, tl.sum(after * dy[:, :, None], 1), mask=rows_mask)
+            g = tl.where(valid[:, None, None], later + c_cell[:, None, :] * dy[:, :, None], 0.0)
+            # a row whose cell is not on this anti-diagonal keeps what it has for the ones before
+            later = tl.where(valid[:, None, None], 0.0, later)
+
+            delta = load_cells(delta_top, cell, valid, c, inside, CHANNELS)
+            b = load_cells(B_top, cell, valid, n, real, N)
+            handed, g_a, g_u, g_b, g_delta = through(g, shifted(h, -1), u, delta, a_top, b, shift, has_top, has_top)
+            later += tl.where((i < ROWS - 1)[:, None, None], shifted(handed, 1), 0.0)
+            g_a_top += g_a
+            g_x = g_u * delta + skip[None, :] * dy
+            tl.store(dB_top + rows, g_b, mask=rows_mask)
+            tl.store(ddelta_top + lanes, g_delta, mask=lanes_mask)
+
+            delta = load_cells(delta_left, cell, valid, c, inside, CHANNELS)
+            b = load_cells(B_left, cell, valid, n, real, N)
+            handed, g_a, g_u, g_b, g_delta = through(g, h, u, delta, a_left, b, shift, has_before, has_left)
+            later += handed
+            g_a_left += g_a
+            tl.store(dB_left + rows, g_b, mask=rows_mask)
+            tl.store(ddelta_left + lanes, g_delta, mask=lanes_mask)
+            tl.store(dx + lanes, g_x + g_u * delta, mask=lanes_mask)
             g_skip += tl.sum(dy * u, 0)
             after = h
         tl.debug_barrier()  # what other threads still read

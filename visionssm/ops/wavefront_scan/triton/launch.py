@@ -10,7 +10,9 @@ from torch import Tensor
 from ..contract import Wavefront
 from .kernels import wavefront_bwd_kernel, wavefront_fwd_kernel
 
-_TILE = 4096  # numbers in a tile of states: with twice as many the backward runs out of registers
+# numbers in a tile of states: the backward spills a few registers with so many, but with half of them, and so of the
+# channels of a block, there would be twice as many shares of dB and dC, which take more memory than all maps together
+_TILE = 4096
 _WARPS = 8
 
 
@@ -24,7 +26,12 @@ class _Sizes(NamedTuple):
 
 
 def forward(scan: Wavefront, save: bool) -> tuple[Tensor, Tensor | None]:
-    """As `Backend` says; what is saved are the states before every segment of anti-diagonals."""
+    """As `Backend` says; what is saved are the states before every segment of anti-diagonals.
+
+    Raises:
+        ValueError: offsets within an image would need more than 32 bits.
+    """
+    _check_size(scan)
     scan = _contiguous(scan)
     y = scan.x.new_empty(scan.x.shape)
     states = scan.x.new_empty(states_shape(scan), dtype=torch.float32) if save else None
@@ -73,6 +80,16 @@ def _sizes(scan: Wavefront) -> _Sizes:
     count = height + width - 1
     segment = isqrt(count - 1) + 1  # about as many states kept as recomputed at a time
     return _Sizes(rows, states, block, -(-d // block), segment, -(-count // segment))
+
+
+def _check_size(scan: Wavefront) -> None:
+    _, height, width, d = scan.x.shape
+    n, sizes = scan.states, _sizes(scan)
+    if max(height * width * max(d, n), max(sizes.segment, sizes.segments) * height * d * n) >= 2**31:
+        raise ValueError(
+            f"a map of {height} x {width} x {d} with {n} states is too large for the Triton kernels, whose offsets "
+            "have 32 bits; scan smaller crops, or choose backend='portable'"
+        )
 
 
 def _grid(scan: Wavefront) -> tuple[int, int]:
