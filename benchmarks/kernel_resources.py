@@ -1,11 +1,12 @@
-"""Compile the scan's kernels ahead of time, for GPUs that need not be here, and list what they use.
+"""Compile the Triton kernels ahead of time, for GPUs that need not be here, and list what they use.
 
     python benchmarks/kernel_resources.py [--shapes VMamba] [--targets sm_90] [--dtypes float32] [--output FOLDER]
 
 Writes kernel_resources.json and kernel_resources.md: registers, spilled bytes, shared memory, instructions and
-special-function instructions (MUFU) of every kernel that a model's shape launches, forward and backward, with the
-output in float32, as the models ask for, and in the inputs' dtype. Fails if a kernel does not compile for an NVIDIA
-target, or spills registers there. Nothing is run and nothing is timed.
+special-function instructions (MUFU) of every kernel that a model's shape launches, forward and backward: of the scan,
+with the output in float32, as the models ask for, and in the inputs' dtype; of the causal convolution with SiLU; of the
+wavefront scan. Fails if a kernel does not compile for an NVIDIA
+target, or spills more registers there than `ALLOWED`. Nothing is run and nothing is timed.
 """
 
 import argparse
@@ -26,35 +27,44 @@ from typing import NamedTuple
 import torch
 import triton
 from machine_code import TOOLS, disassemble, instructions
-from scan_shapes import MODEL_SHAPES, ScanShape, make_inputs
+from scan_shapes import CONVOLVED, MODEL_SHAPES, WAVEFRONT_SHAPES, ScanShape, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from visionssm.ops import conv_triton
+from visionssm.ops.conv_backend import Conv
 from visionssm.ops.selective_scan import contract
 from visionssm.ops.selective_scan.triton import config, launch
+from visionssm.ops.wavefront_scan.contract import Wavefront
+from visionssm.ops.wavefront_scan.triton import launch as wavefront
 
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_80": GPUTarget("cuda", 80, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+SCAN_KERNELS = (
+    "lanes_fwd_kernel",
+    "lanes_bwd_kernel",
+    "selective_scan_fwd_kernel",
+    "selective_scan_bwd_kernel",
+    "join_segments_kernel",
+    "merge_routes_kernel",
+    "gather_sum_kernel",
+    "sum_shares_kernel",
+)
+CONV_KERNELS = ("causal_conv1d_fwd_kernel", "causal_conv1d_parameters_kernel", "causal_conv1d_input_kernel")
+WAVEFRONT_KERNELS = ("wavefront_fwd_kernel", "wavefront_bwd_kernel")
 KERNELS = {
-    name: getattr(launch, name)
-    for name in (
-        "lanes_fwd_kernel",
-        "lanes_bwd_kernel",
-        "selective_scan_fwd_kernel",
-        "selective_scan_bwd_kernel",
-        "join_segments_kernel",
-        "merge_routes_kernel",
-        "gather_sum_kernel",
-        "sum_shares_kernel",
-    )
+    name: getattr(module, name)
+    for module, names in ((launch, SCAN_KERNELS), (conv_triton, CONV_KERNELS), (wavefront, WAVEFRONT_KERNELS))
+    for name in names
 }
 MULTIPROCESSORS = 132  # of the GPU that launches are planned for, an H100 or H200
+ALLOWED = {"wavefront_bwd": 128}  # bytes spilled: smaller blocks would cost more, as its launch.py says
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
 
@@ -182,7 +192,7 @@ def record(
     prefetch = config.prefetch
     try:
         config.LANES = lanes
-        for name in KERNELS:
+        for name in SCAN_KERNELS:
             setattr(launch, name, Recorder(name, launches))
         config.segments = lambda programs, warps, steps, _: (
             parts or segments(programs * shape.batch, warps, steps, MULTIPROCESSORS)
@@ -204,9 +214,46 @@ def record(
     finally:
         config.segments, config._walk, launch._logarithm, config.LANES = segments, walk, logarithm, warp
         config.prefetch = prefetch
-        for name, kernel in KERNELS.items():
-            setattr(launch, name, kernel)
+        for name in SCAN_KERNELS:
+            setattr(launch, name, KERNELS[name])
     return passes
+
+
+def record_convolution(shape: ScanShape, dtype: torch.dtype) -> list[Launch]:
+    """The launches of the causal convolution with SiLU before a scan, forward and backward."""
+    order = shape.order()
+    x = torch.empty(1, shape.tokens, 1, shape.channels, dtype=dtype)
+    weight = torch.empty(len(order), shape.channels, 4, dtype=dtype)
+    conv = Conv(x, weight, weight[:, :, 0].contiguous(), order, True, len(order))
+    grad = torch.empty(1, order.shape[1], len(order), shape.channels, dtype=dtype)
+    return _record(conv_triton, CONV_KERNELS, lambda: (conv_triton.forward(conv), conv_triton.backward(grad, conv)))
+
+
+def record_wavefront(size: int, channels: int, states: int, dtype: torch.dtype) -> list[Launch]:
+    """The launches of the wavefront scan of a square map, forward and backward."""
+    x = torch.empty(1, size, size, channels, dtype=dtype)
+    rates, rows = torch.empty(channels, states), torch.empty(1, size, size, states, dtype=dtype)
+    scan = Wavefront(x, x, x, rates, rates, rows, rows, rows, torch.empty(channels))
+
+    def call() -> None:
+        wavefront.forward(scan, False)
+        _, saved = wavefront.forward(scan, True)
+        wavefront.backward(x, saved, scan)
+
+    return _record(wavefront, WAVEFRONT_KERNELS, call)
+
+
+def _record(module, names: tuple[str, ...], call) -> list[Launch]:
+    launches: list[Launch] = []
+    try:
+        for name in names:
+            setattr(module, name, Recorder(name, launches))
+        with Operators(None):
+            call()
+    finally:
+        for name in names:
+            setattr(module, name, KERNELS[name])
+    return launches
 
 
 def compile_one(name: str, specialisation: tuple, options: dict, target_name: str) -> dict:
@@ -281,8 +328,11 @@ class Compiler:
 def describe(name: str, constants: dict) -> str:
     """A launch in words: which pass of the scan, and its block of channels x steps."""
     label = name.removesuffix("_kernel")
+    if name in WAVEFRONT_KERNELS:
+        saving = " saving states" if "fwd" in name and "saved" not in constants else ""
+        return f"{label}{saving} {constants['ROWS']} x {constants['BLOCK']} x {constants['STATES']}"
     if "TURN" not in constants:
-        return label
+        return f"{label} {constants['BLOCK']}" if name in CONV_KERNELS else label
     if "ends" not in constants:
         task = " first pass"
     elif "fwd" in name:
@@ -317,33 +367,38 @@ def main() -> None:
         sys.exit("TRITON_INTERPRET is set, so the kernels would be interpreted; unset it to compile them")
 
     compiler, results, seen = Compiler(), [], set()
-    for shape in MODEL_SHAPES:
-        if not any(part in shape.name for part in args.shapes):
-            continue
+
+    def compile_all(shape: str, dtype: str, target: str, launches: list[Launch]) -> None:
+        for name, specialisation, options, *_ in launches:
+            job = name, specialisation, options, target
+            if repr(job) not in seen:
+                seen.add(repr(job))
+                label = dict(shape=shape, dtype=dtype, target=target, kernel=describe(name, specialisation[1]))
+                results.append(label | compiler(*job))
+                print(table(results[-1:]).splitlines()[-1], flush=True)
+
+    shapes = [s for s in MODEL_SHAPES if any(part in s.name for part in args.shapes)]
+    maps = {name: sizes for name, sizes in WAVEFRONT_SHAPES.items() if any(part in name for part in args.shapes)}
+    for shape in shapes:
         parts = 4 if shape.batch < 128 else 1
         for dtype, out in dict.fromkeys((d, o) for d in args.dtypes for o in ("float32", d)):
             for target in args.targets:
                 lanes = TARGETS[target].warp_size
                 passes = record(shape, getattr(torch, dtype), getattr(torch, out), parts, lanes)
-                for name, specialisation, options, *_ in (x for launches in passes.values() for x in launches):
-                    job = name, specialisation, options, target
-                    if repr(job) in seen:
-                        continue
-                    seen.add(repr(job))
-                    label = dict(
-                        shape=shape.name,
-                        dtype=f"{dtype} to {out}",
-                        target=target,
-                        kernel=describe(name, specialisation[1]),
-                    )
-                    results.append(label | compiler(*job))
-                    print(table(results[-1:]).splitlines()[-1], flush=True)
+                compile_all(shape.name, f"{dtype} to {out}", target, [x for some in passes.values() for x in some])
+    for dtype in args.dtypes:
+        for target in args.targets:
+            for shape in shapes:
+                if shape.name in CONVOLVED:
+                    compile_all(shape.name, dtype, target, record_convolution(shape, getattr(torch, dtype)))
+            for name, sizes in maps.items():
+                compile_all(name, dtype, target, record_wavefront(*sizes, getattr(torch, dtype)))
     if args.output:
         write(args.output, results, sys.argv)
     failures = [
         f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
         for r in results
-        if r["target"].startswith("sm_") and r.get("spill") != 0
+        if r["target"].startswith("sm_") and r.get("spill", math.inf) > ALLOWED.get(r["kernel"].split()[0], 0)
     ]
     if failures:
         sys.exit("FAILED\n" + "\n".join(failures))
@@ -354,7 +409,7 @@ def write(folder: Path, results: list[dict], argv: list[str]) -> None:
     header = {"command": "python " + " ".join(argv), "triton": triton.__version__, "torch": torch.__version__}
     (folder / "kernel_resources.json").write_text(json.dumps(header | {"kernels": results}, indent=1) + "\n")
     (folder / "kernel_resources.md").write_text(
-        "# What the scan's kernels use\n\n"
+        "# What the Triton kernels use\n\n"
         f"Written by `{header['command']}` with Triton {header['triton']} (torch {header['torch']}).\n"
         "Compiled ahead of time; nothing was run or timed. A kernel shared by several shapes is listed at the first.\n"
         "Registers are per thread, shared memory and spills in bytes, instructions static; uniform: those that move\n"

@@ -1,4 +1,4 @@
-"""The shapes that models give the scan: the one list that every benchmark of the scan reads."""
+"""The shapes that models give the scans: the one list that every benchmark of their kernels reads."""
 
 from typing import NamedTuple
 
@@ -62,6 +62,17 @@ MODEL_SHAPES = (
     ScanShape("Vim-S 1248", 78, 78, 768, 16, 24, "bidirectional", own_input=True, batch=4),
     ScanShape("PlainMamba-L1", 14, 14, 384, 16, 12, "snake", by_step=True),
 )
+
+CONVOLVED = ("Vim-S", "LocalVim-S")  # a causal convolution of four taps lies before the scan
+
+# height = width, channels, states; later stages have attention in the place of the scan
+WAVEFRONT_SHAPES = {
+    "Mamba2D-N stage 1": (56, 32, 16),
+    "Mamba2D-T stage 1": (56, 64, 16),
+    "Mamba2D-T stage 2": (28, 128, 16),
+    "Mamba2D-S stage 1": (56, 96, 16),
+    "Mamba2D-S stage 2": (28, 192, 16),
+}
 
 # what a CPU is measured with, one image each; the step size has all channels, as the operator's definition has it
 CPU_SHAPES = tuple(
