@@ -104,8 +104,10 @@ class Case:
 
     @property
     def config(self) -> Any:
-        """Arguments of the original's constructor; the older records of published variants have none."""
-        return self.record.get("config")
+        """Arguments of the original's constructor, or those known of the variant; of some published ones none are."""
+        if "config" in self.record or not _lookup("keys", f"{self.variant}.json").is_file():
+            return self.record.get("config")
+        return keys_of(self.variant).get("config")
 
     @property
     def full_size(self) -> bool:

@@ -36,6 +36,9 @@ def build(case: Case) -> nn.Module:
             routes=config["count"],
             merge=_MERGES[config["merge"]],
         ).eval()
+    if not config:  # a published variant
+        _, kind, *scale = case.variant.split("_")
+        return (EAMambaSR(int(scale[0][1:])) if kind == "sr" else EAMambaUNet()).eval()
     mamba = config["mamba_cfg"]
     if mamba["disable_z_branch"] or mamba["d_conv"] != 3 or not mamba["conv_2d"]:
         raise ValueError(f"no such mixer here: {mamba}")

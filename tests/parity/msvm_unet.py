@@ -37,6 +37,9 @@ def build(case: Case) -> nn.Module:
         head = nn.Conv2d(dim_out, shapes["out.weight"][0], 1) if "out.weight" in shapes else None
         return ChannelsFirst(up=LargeKernelPatchExpand(dim, dim_out, scale), head=head).eval()
     config = case.config
+    if "dims" not in config:  # a published variant
+        encoder = {"msvmunet_tiny": "vmamba_tiny_s1l8", "msvmunet_small": "vmamba_small_s1l20"}[case.variant]
+        return MSVMUNet(config["num_classes"], encoder=encoder).eval()
     encoder = dict(dims=config["dims"], depths=config["depths"])
     return MSVMUNet(config["classes"], encoder="vmamba_tiny_s1l8", encoder_args=encoder).eval()
 

@@ -1,5 +1,6 @@
 """Every recorded case of every family, at the tolerances of tolerances.py."""
 
+import fnmatch
 import importlib.util
 import json
 from dataclasses import replace
@@ -11,14 +12,17 @@ from visionssm.ops import backend_unavailable
 
 from . import (
     DATA,
+    Case,
     cases,
     compare,
     compare_recorded_operator,
     compare_summary,
     defect,
     families,
+    keys_of,
     not_compared,
     operators,
+    registered_names,
     unclaimed,
     use_records,
 )
@@ -69,6 +73,27 @@ def test_operator_matches_the_original(name):
 
 # tables of a family without a model here; tests/scans compares them
 _TABLES_ONLY = {"efficientvmamba-es2d_order"}
+
+
+def _dense_variants():
+    """Published variants without a name in timm's registry, and the family that answers for each."""
+    for path in sorted((DATA / "keys").glob("*.json")):
+        for family, module in families().items():
+            named = path.stem in registered_names() or family == "efficientvim"
+            if not named and any(fnmatch.fnmatch(f"{path.stem}_", p) for p in getattr(module, "RECORDS", ())):
+                yield pytest.param(family, path.stem, id=path.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "variant"), list(_dense_variants()))
+def test_a_record_of_a_published_size_needs_no_config(family, variant):
+    case = Case(variant, family, {"variant": variant, "input_shape": [1, 3, 64, 64], "seed": 0})
+    with torch.device("meta"):
+        model = families()[family].build(case)
+    source = {name: torch.empty(shape, device="meta") for name, shape in case.keys}
+    source |= {name: source[first] for name, first in keys_of(variant).get("aliases", {}).items()}
+    found = families()[family].convert(source, model)
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in model.state_dict().items()}
 
 
 def test_every_record_is_claimed():
