@@ -44,7 +44,9 @@ def test_unknown_ending_is_named(tmp_path):
 def test_an_onnx_file_says_how_it_is_used(tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "maps.onnx"
-    assert main(["test_vssd", "--features-only", "--img-size", "32", "--output", str(path)]) == 0, capsys.readouterr()
+    assert main(["--model", "test_vssd", "--features-only", "--img-size", "32", "--output", str(path)]) == 0, (
+        capsys.readouterr()
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == ["images"]
     assert [o.name for o in session.get_outputs()] == [f"features_{i}" for i in range(4)]
@@ -99,7 +101,7 @@ def test_feature_maps_are_those_of_the_model():
 
 def test_a_folder_is_loaded_by_timm(tmp_path, capsys):
     folder = tmp_path / "model"
-    told = ["test_vim", "--num-classes", "7", "--output", str(folder), "--push", "owner/name"]
+    told = ["--model", "test_vim", "--num-classes", "7", "--output", str(folder), "--push", "owner/name"]
     assert main(told) == 0, capsys.readouterr()
     assert "would push config.json" in capsys.readouterr().out
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -109,21 +111,24 @@ def test_a_folder_is_loaded_by_timm(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vm_unet", "test_mambair"])
 def test_dense_models_export(name, tmp_path, capsys):
-    assert main([name, "--img-size", "32", "--output", str(tmp_path / "m.onnx")]) == 0, capsys.readouterr()
+    assert main(["--model", name, "--img-size", "32", "--output", str(tmp_path / "m.onnx")]) == 0, capsys.readouterr()
 
 
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
-        (["test_vim", "--output", "m.ts"], "TorchScript"),
-        (["test_vim", "--output", "m.bin"], "--output ends in .pt2, .onnx"),
-        (["test_vmi", "--output", "m.onnx"], "there is no model 'test_vmi'; did you mean"),
+        (["--model", "test_vim", "--output", "m.ts"], "TorchScript"),
+        (["--model", "test_vim", "--output", "m.bin"], "--output ends in .pt2, .onnx"),
+        (["--model", "test_vmi", "--output", "m.onnx"], "there is no model 'test_vmi'; did you mean"),
         (["--output", "m.onnx"], "neither --model nor --checkpoint"),
-        (["test_vim", "--standalone", "--output", "m.onnx"], "--standalone is for .pt2"),
-        (["test_vim", "--push", "a/b", "--output", "m.onnx"], "--push uploads a folder"),
-        (["test_vim", "--img-size", "1", "2", "3", "--output", "m.onnx"], "1 or 2 numbers"),
-        (["test_vmamba", "--img-size", "0", "--output", "m.onnx"], "at least 1"),
-        (["test_vmamba", "--dynamic-size", "--img-size", "96", "--output", "m.pt2"], "become part of the program"),
+        (["--model", "test_vim", "--standalone", "--output", "m.onnx"], "--standalone is for .pt2"),
+        (["--model", "test_vim", "--push", "a/b", "--output", "m.onnx"], "--push uploads a folder"),
+        (["--model", "test_vim", "--img-size", "1", "2", "3", "--output", "m.onnx"], "1 or 2 numbers"),
+        (["--model", "test_vmamba", "--img-size", "0", "--output", "m.onnx"], "at least 1"),
+        (
+            ["--model", "test_vmamba", "--dynamic-size", "--img-size", "96", "--output", "m.pt2"],
+            "become part of the program",
+        ),
         (["--all", "nothing*", "--output", "m.md"], "no model of this package matches"),
     ],
 )

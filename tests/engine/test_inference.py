@@ -193,7 +193,9 @@ def test_every_tool_takes_the_same_weights_of_a_file(authors, tmp_path, monkeypa
 
     monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
     monkeypatch.setattr("visionssm.commands.export.export_model", export_model, raising=False)
-    monkeypatch.setattr(sys, "argv", ["export.py", "test_vmamba", *flags, "--output", str(tmp_path / "m.pt2")])
+    monkeypatch.setattr(
+        sys, "argv", ["export.py", "--model", "test_vmamba", *flags, "--output", str(tmp_path / "m.pt2")]
+    )
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(Path(__file__).parents[2] / "tools/export.py"), run_name="__main__")
     if weights == "auto":

@@ -133,7 +133,7 @@ def _write_program(args: argparse.Namespace) -> None:
 
     dense = {name: "logits" for name in segmenters()} | {name: "restored" for name in restorers()}
     metadata: dict[str, str] = {}
-    name = args.model or _name_in(args.checkpoint)
+    name = args.model or _name_in(args.checkpoint, args.weights)
     if name in dense:
         if args.features_only:
             raise UserError(f"{name} is a dense model, whose output is a map already; leave out --features-only")
@@ -188,11 +188,11 @@ def _known(name: str | None, dense: dict[str, str]) -> None:
         raise UserError(f"there is no model {name!r}{nearest(name, [*list_models(), *dense])}")
 
 
-def _name_in(checkpoint: str | None) -> str | None:
+def _name_in(checkpoint: str | None, weights: str) -> str | None:
     """The model that a run's checkpoint says it is of, if it does."""
     from ..checkpoints import read
 
-    return read(checkpoint, "raw").options.get("model") if checkpoint else None
+    return read(checkpoint, weights).options.get("model") if checkpoint else None
 
 
 def _dense_model(args: argparse.Namespace, name: str) -> Any:
