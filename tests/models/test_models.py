@@ -316,3 +316,8 @@ def test_compile_training_step(name):
     torch.testing.assert_close(actual, expected)
     actual_grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     torch.testing.assert_close(actual_grads, grads, atol=1e-6, rtol=1e-4)
+
+
+def test_a_size_for_a_model_of_any_size_is_refused():
+    with pytest.raises(TypeError, match="VMamba takes images of any size: leave img_size out"):
+        timm.create_model("test_vmamba", img_size=64)

@@ -11,6 +11,7 @@ A family adds one module to this package with
   function that takes its content and yields deviations: parts of models, and methods applied to them;
 - `FAST` (optional): full-size cases that the fast tier runs;
 - `GRADIENT_FLOOR` (optional): instead of that of tolerances.py, and why;
+- `TOLERANCE` (optional): of logits, outputs and stages, instead of those of tolerances.py, and why;
 - `DTYPE` (optional): what the model is run in, instead of float32, and why;
 - `defect(case)` (optional): what differs in a case recorded with a defect of the original, which must not match;
   "" in others.
@@ -304,7 +305,7 @@ def compare(case: Case) -> Iterator[Deviation]:
     with torch.set_grad_enabled(with_grads):
         outputs = _call_with(model, weights, lambda m: module.outputs(m, x, case))
 
-    loose = getattr(module, "FULL_SIZE_TOLERANCE", None) if case.full_size else None
+    loose = getattr(module, "FULL_SIZE_TOLERANCE" if case.full_size else "TOLERANCE", None)
     if "logits" in record:
         expected = np.array(record["logits"]).reshape(record["logits_shape"])
         yield compare_operator("logits", outputs["logits"], expected, loose or tolerances.LOGITS)
