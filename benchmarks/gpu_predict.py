@@ -138,13 +138,12 @@ def main() -> None:
                     new = predict(shape, dtype, out, choice)
                 rows += new
                 print(markdown(new, COLUMNS).split("\n", 2)[2], flush=True)
-    sums = totals(rows)
-    if sums:
+        if args.output:  # shape by shape, so that nothing is lost
+            env = {"command": "python " + " ".join(sys.argv), "torch": torch.__version__, "triton": triton.__version__}
+            title = "What the scan on an H200 is predicted to take"
+            write_results(args.output, "gpu_predict", title, env, [*totals(rows), *rows], COLUMNS)
+    if sums := totals(rows):
         print(markdown(sums, COLUMNS).split("\n", 2)[2])
-    if args.output:
-        env = {"command": "python " + " ".join(sys.argv), "torch": torch.__version__, "triton": triton.__version__}
-        title = "What the scan on an H200 is predicted to take"
-        write_results(args.output, "gpu_predict", title, env, [*sums, *rows], COLUMNS)
 
 
 if __name__ == "__main__":

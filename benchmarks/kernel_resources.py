@@ -376,6 +376,8 @@ def main() -> None:
                 label = dict(shape=shape, dtype=dtype, target=target, kernel=describe(name, specialisation[1]))
                 results.append(label | compiler(*job))
                 print(table(results[-1:]).splitlines()[-1], flush=True)
+        if args.output:  # again and again, so that nothing is lost
+            write(args.output, results, sys.argv)
 
     shapes = [s for s in MODEL_SHAPES if any(part in s.name for part in args.shapes)]
     maps = {name: sizes for name, sizes in WAVEFRONT_SHAPES.items() if any(part in name for part in args.shapes)}
@@ -393,8 +395,6 @@ def main() -> None:
                     compile_all(shape.name, dtype, target, record_convolution(shape, getattr(torch, dtype)))
             for name, sizes in maps.items():
                 compile_all(name, dtype, target, record_wavefront(*sizes, getattr(torch, dtype)))
-    if args.output:
-        write(args.output, results, sys.argv)
     failures = [
         f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
         for r in results
