@@ -107,9 +107,9 @@ def _blocks(record: dict) -> Iterator[Deviation]:
         grad, *grads = torch.autograd.grad(loss, [x, *leaves])
         yield compare_operator(f"gradient of {name}", grad, np.array(case["grad_input"]).reshape(grad.shape))
         norms = case["grad_param_l2"]
-        for (key, norm), ours in zip(norms.items(), grads, strict=True):
+        for (key, norm), found in zip(norms.items(), grads, strict=True):
             allowed = max(tolerances.GRADIENTS * norm, tolerances.GRADIENT_FLOOR * max(norms.values()))
-            yield Deviation(f"gradient norm of {key} of {name}", abs(float(ours.norm()) - norm), allowed)
+            yield Deviation(f"gradient norm of {key} of {name}", abs(float(found.norm()) - norm), allowed)
 
 
 OPERATORS = {"mamba2d-scan": _scan, "mamba2d-blocks": _blocks, "mamba2d-blocks-v1": _blocks}

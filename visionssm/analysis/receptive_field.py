@@ -91,9 +91,9 @@ def _check_whole(model: nn.Module) -> None:
     Raises:
         ValueError: it does.
     """
-    if getattr(model, "pruning", None):
+    if pruning := getattr(model, "pruning", None):
         raise ValueError(
-            f"this {type(model).__name__} leaves out tokens after blocks {', '.join(map(str, model.pruning))}, whose "
+            f"this {type(model).__name__} leaves out tokens after blocks {', '.join(map(str, pruning))}, whose "
             "part is not defined then: build it without pruning, which takes the same weights"
         )
 

@@ -31,7 +31,7 @@ def _rows(x, order, x_s, t, steps, channel, inside, TAPS: tl.constexpr):
             token = tl.load(order + step, mask=known, other=-1)
             known = known & (token >= 0)
         at = x + token.to(tl.int64)[:, None] * x_s + channel[None, :]
-        read = read + (tl.load(at, mask=known[:, None] & inside[None, :], other=0.0),)
+        read = read + (tl.load(at, mask=known[:, None] & inside[None, :], other=0.0),)  # type: ignore[assignment]
     return read
 
 
