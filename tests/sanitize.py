@@ -18,13 +18,15 @@ FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder) / "libvisionssm_scan.so", FLAGS)
-        # Python itself is not instrumented: the runtime must be there before it
-        runtime = subprocess.run(
-            [*compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-        )
+        # Python itself is not instrumented: the runtime must be there before it, and the C++ library for the runtime to
+        # find what PyTorch throws
+        runtime = [
+            subprocess.run([*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout
+            for name in ("libasan.so", "libstdc++.so.6")
+        ]
         environment = {
             **os.environ,
-            "LD_PRELOAD": runtime.stdout.strip(),
+            "LD_PRELOAD": " ".join(name.strip() for name in runtime),
             "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",  # Python leaves objects to the end of the process
             "UBSAN_OPTIONS": "print_stacktrace=1",
             "VISIONSSM_NATIVE_LIBRARY": str(library),
