@@ -197,7 +197,7 @@ def test_not_finite_stores_the_weights_of_the_last_finite_update(run, monkeypatc
     calls.clear()
     assert run("cut", max_nonfinite=2) == 2
     error = capsys.readouterr().err
-    assert "epoch 1, step 4 of 6" in error and "--resume auto" in error
+    assert "epoch 0, step 4 of 6" in error and "--resume auto" in error
     (path,) = (run.folder / "cut").glob("recovery-0-4.pth.tar")
     assert all(value.isfinite().all() for value in load(path)["state_dict"].values())
     assert run("cut", max_nonfinite=2, resume="auto") == 0
