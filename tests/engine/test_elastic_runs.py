@@ -41,7 +41,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process(image_folder, tmp_path, sha
     argv += ["--master-port", str(free_port()), str(script), *flags(**options, fsdp=sharded)]
     result = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "continuing" in result.stdout and "at epoch 1, step" in result.stdout
+    assert "continuing" in result.stdout and "at epoch 0, step" in result.stdout
     assert (tmp_path / "run" / "summary.csv").read_text().count("\n") == 3
     assert (tmp_path / "run" / "last.pth.tar").is_file()
 
