@@ -5,7 +5,7 @@ import timm
 import torch
 
 import visionssm  # noqa: F401
-from visionssm.models.simba import Box, SiMBA
+from visionssm.models.simba import Box, EinFFT, SiMBA
 
 
 def test_mixed_images_give_their_dense_logits_back():
@@ -38,3 +38,10 @@ def test_bad_arguments():
         timm.create_model("test_simba", token_label=False).forward_train(torch.randn(1, 3, 64, 64))
     with pytest.raises(ValueError, match="divisible by 32"):
         timm.create_model("test_simba").forward_train(torch.randn(1, 3, 64, 48))
+
+
+@torch.no_grad()
+def test_einfft_is_traced():
+    mixer = EinFFT(8)
+    x = torch.randn(2, 3, 5, 8)
+    torch.testing.assert_close(torch.fx.symbolic_trace(mixer)(x), mixer(x))

@@ -84,16 +84,18 @@ class EinFFT(nn.Module):
         y = torch.cat([spectrum.real, spectrum.imag], dim=-1)
         y = F.relu(_complex_linear(y, self.weight1, self.bias1))
         y = F.softshrink(_complex_linear(y, self.weight2, self.bias2), self.threshold)
-        y = torch.complex(*y.chunk(2, dim=-1))
+        real, imag = y.chunk(2, dim=-1)
+        y = torch.complex(real, imag)
         y = torch.fft.ifft2(y, dim=(1, 2), norm="ortho").real
         return self.drop(y.flatten(2).unflatten(1, x.shape[1:3]).to(x.dtype))
 
 
 def _complex_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Real and imaginary parts side by side (b, L, k, 2 d), times the complex (2, k, d, e), plus (2, k, e)."""
-    real, imag = state_dtype(weight)
+    weight, bias = state_dtype(weight), state_dtype(bias)
+    real, imag = weight[0], weight[1]  # torch.fx cannot iterate over them
     whole = torch.cat([torch.cat([real, imag], -1), torch.cat([-imag, real], -1)], -2)
-    return torch.einsum("blkd,kde->blke", x, whole.to(x.dtype)) + torch.cat(tuple(state_dtype(bias)), -1)
+    return torch.einsum("blkd,kde->blke", x, whole.to(x.dtype)) + torch.cat([bias[0], bias[1]], -1)
 
 
 class Box(NamedTuple):
