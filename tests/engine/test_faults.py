@@ -99,6 +99,28 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+KILLED_HANDING_OVER = """
+import os, runpy, signal, sys, time
+from multiprocessing import reduction
+from visionssm.engine.data.datasets import ReadableImages
+
+read = ReadableImages.__getitem__
+
+def die(connection, *_):
+    connection.close()  # as the system does it, before the parent can hear of the death
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def deadly(self, key):
+    if isinstance(key, tuple) and key[0] == 5:
+        reduction.send_handle = die
+    return read(self, key)
+
+ReadableImages.__getitem__ = deadly
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 KILLED_WHILE_WRITING = """
 import multiprocessing, os, runpy, signal, sys, time
 from timm.utils import CheckpointSaver
@@ -117,7 +139,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("script", [KILLED_READING, KILLED_WHILE_WRITING], ids=["reading", "while-writing"])
+@pytest.mark.parametrize(
+    "script",
+    [KILLED_READING, KILLED_HANDING_OVER, KILLED_WHILE_WRITING],
+    ids=["reading", "handing-over", "while-writing"],
+)
 def test_dead_loader_process(image_folder, tmp_path, script):
     """One sentence wherever the death is noticed, and a checkpoint being written then is complete."""
     argv = command(image_folder, tmp_path / "run", workers=1, batch_size=2, recovery_interval=2)

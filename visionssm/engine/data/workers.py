@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
@@ -46,6 +47,10 @@ def explained(loader: Iterable[Any]) -> Iterator[Any]:
                 except RuntimeError as error:
                     if "DataLoader worker" in str(error) and deaths.first is not None:
                         raise deaths.first from error  # it knows the signal
+                    raise
+                except (ConnectionError, EOFError) as error:  # the process died while it handed over a batch
+                    if (death := deaths.awaited()) is not None:
+                        raise death from error
                     raise
                 deaths.install()
                 yield batch
@@ -119,6 +124,13 @@ class _DeathsNoted:
     def __exit__(self, *_: object) -> None:
         if self._torchs is not None and signal.getsignal(signal.SIGCHLD) == self._note:
             signal.signal(signal.SIGCHLD, self._torchs)
+
+    def awaited(self, seconds: float = 5.0) -> RuntimeError | None:
+        """The first death; a dying process closes its connections before its parent hears of it."""
+        end = time.monotonic() + seconds
+        while self._torchs is not None and self.first is None and time.monotonic() < end:
+            time.sleep(0.01)  # the signal arrives here
+        return self.first
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         try:
