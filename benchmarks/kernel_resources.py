@@ -262,6 +262,8 @@ def compile_one(name: str, specialisation: tuple, options: dict, target_name: st
     constants = dict(constants)
     if target_name.startswith("gfx") and "LOG" in constants:  # what the launcher chooses there
         constants |= {"LOG": "log2" if constants["LOG"] == "ptx" else constants["LOG"], "PRECISION": "ieee"}
+    if target_name == "sm_80" and "SHORT" in constants:
+        constants |= {"SHORT": constants["N"] > 8}
     kernel = KERNELS[name]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=TARGETS[target_name], options=options)

@@ -154,6 +154,7 @@ def test_channels_and_states_that_fill_no_block(d, N):
         (2, 2, torch.float16, "permutation", "token", 2),
         (4, 4, torch.float32, "padded", "token", 2),
         (4, 4, torch.bfloat16, "padded", "step", 4),
+        (16, 16, torch.float32, "permutation", "token", 2),
     ],
 )
 def test_rows_that_lie_one_after_the_other(monkeypatch, N, rank, dtype, kind, index, word):
@@ -251,6 +252,21 @@ def test_sequences_split_among_programs(monkeypatch, N, L, k, parts):
 def test_states_are_recomputed_within_a_chunk():
     # one chunk and a bit: 64 steps between saved states with several states per channel
     compare(seed=9, b=1, L=66, k=1, d=2, N=2)
+
+
+@pytest.mark.parametrize("case", [dict(kind="padded"), dict(kind="several"), dict(kind="permutation", k=2)])
+@pytest.mark.parametrize("short", [False, True])
+def test_rows_are_read_again_where_registers_are_short(monkeypatch, short, case):
+    """Over the end of a chunk, and in two segments."""
+    monkeypatch.setattr(config, "registers_are_short", lambda *_: short)
+    monkeypatch.setattr(config, "segments", lambda *_: 2)
+    compare(**dict(seed=27, b=1, L=70, k=1, d=3, N=2, rank=3) | case)
+
+
+@pytest.mark.parametrize(("states", "dtype", "short"), [(16, 2, False), (16, 4, True), (8, 4, False)])
+def test_registers_are_short_by_rule(states, dtype, short):
+    dtype = {2: torch.bfloat16, 4: torch.float32}[dtype]
+    assert config.registers_are_short(states, dtype, torch.device("cpu")) is short
 
 
 def test_wide_offsets(monkeypatch):

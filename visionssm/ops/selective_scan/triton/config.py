@@ -68,6 +68,14 @@ def backward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) -
     return Blocks(16, 4, 1)
 
 
+def registers_are_short(states: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the backward scan reads B and C, of this dtype, again at each step, so that 16 states do not spill.
+
+    With two bytes an element a turn's rows fit too where code is compiled for Hopper; for GPUs before it they do not.
+    """
+    return states > 8 and (dtype.itemsize > 2 or not _from_hopper_on(device))
+
+
 def segments(programs: int, warps: int, steps: int, multiprocessors: int) -> int:
     """Parts to split a sequence into, so that the warps fill the device; 1 where they do, or where it is too short.
 
@@ -105,12 +113,21 @@ def rules() -> tuple:
     """The rules of this module as they are now, to tell whether what was planned by them still holds."""
     sizes = CHUNK_SINGLE, CHUNK_MULTI, LOW_MEMORY, LANES, WARPS_PER_SM, SEGMENT, SHORT_SEGMENT
     blocks = forward_blocks, backward_blocks, routes_per_program, blocks_per_program, _walk
-    return *sizes, *blocks, prefetch, segments, multiprocessors
+    return *sizes, *blocks, prefetch, segments, registers_are_short, multiprocessors
 
 
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a device; 1 for the interpreter on a CPU, which has nothing to fill."""
     return _cuda_multiprocessors(device.index) if device.type == "cuda" else 1
+
+
+def _from_hopper_on(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.version.hip is not None or _capability(device.index) >= (9, 0)
+
+
+@cache
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 @cache

@@ -27,6 +27,43 @@ def advance_lanes(h, l, x, b, a, WORD: tl.constexpr, DTYPE: tl.constexpr):
     return after
 
 
+@triton.jit
+def save_states_of_turns(
+    saved, scratch, inputs, order, parameters, channel, mask, c0, t0, steps, sizes: tl.constexpr, form: tl.constexpr
+):
+    """Scan on from the states saved for the chunk that begins at step c0: those before each turn up to t0's to scratch.
+
+    `inputs` are (u, distance of its rows, delta, distance, rows of B as `load_projections` has them), `parameters` (A,
+    bias, weight).
+    """
+    u, u_s, delta, delta_s, only_B = inputs
+    a, bias2, w = parameters
+    CHANNELS: tl.constexpr = sizes[0]
+    N: tl.constexpr = sizes[1]
+    TURN: tl.constexpr = sizes[2]
+    WORD: tl.constexpr = sizes[3]
+    U_BY_STEP: tl.constexpr = sizes[4]
+    LOG: tl.constexpr = sizes[5]
+    PRECISION: tl.constexpr = sizes[6]
+    DTYPE: tl.constexpr = only_B[0].dtype.element_ty
+    count = (t0 - c0) // TURN
+    BLOCK: tl.constexpr = channel.shape[0]
+    h = load_states(saved, CHANNELS, channel < CHANNELS, N, tl.zeros((BLOCK,), tl.float32))
+    for turn in range(0, count):
+        t = c0 + turn * TURN
+        tokens, raw = load_step_sizes(delta, delta_s, order, channel, mask, t, steps, TURN, form)
+        x = load_rows(u, u_s, tokens, t, steps, mask, U_BY_STEP, form[4], form[5])
+        b, _ = load_projections(only_B, tokens, t, steps, N, WORD, form)
+        for n in tl.static_range(N):
+            tl.store(scratch + (turn * N + n) * BLOCK, h[n])
+        z = logits(raw, w, bias2, TURN, form[0], PRECISION)
+        for i in tl.static_range(TURN):
+            h = advance_lanes(h, softplus2(z[i], LOG), x[i].to(tl.float32), b[i], a, WORD, DTYPE)
+    for n in tl.static_range(N):
+        tl.store(scratch + (count * N + n) * BLOCK, h[n])
+    tl.debug_barrier()
+
+
 @triton.jit(do_not_specialize=["steps", "segments", "segment_steps", "chunks", "du_rows", "rows"])
 def lanes_bwd_kernel(
     grad,
@@ -85,6 +122,7 @@ def lanes_bwd_kernel(
     TURN: tl.constexpr,
     WALK: tl.constexpr,
     CHUNK: tl.constexpr,
+    SHORT: tl.constexpr,
     JOINED: tl.constexpr,
     WORD: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -102,6 +140,7 @@ def lanes_bwd_kernel(
 
     A program walks WALK routes one after the other, as in the forward scan, and sums their gradients of u: du has a row
     for each such group of routes.
+    SHORT: registers are; rows of B and C are read again at each step, and a chunk's states are made before any is read.
     JOINED, WORD: as in `lanes_fwd_kernel`.
     """
     blocks: tl.constexpr = (CHANNELS + BLOCK - 1) // BLOCK
@@ -111,7 +150,9 @@ def lanes_bwd_kernel(
     # sums of one step, or with one state of one turn, that the lanes can take together
     TOGETHER: tl.constexpr = C is not None and (N == 1 or N == 2 or N == 4 or N == 8 or N == 16)
     DTYPE: tl.constexpr = B.dtype.element_ty
+    LEAN: tl.constexpr = SHORT and ends is None and CHUNK > TURN
     form: tl.constexpr = (RANK, RANKS, ALIGNED, BY_STEP, PADDED, WIDE)
+    sizes: tl.constexpr = (CHANNELS, N, TURN, WORD, U_BY_STEP, LOG, PRECISION)
     pid = tl.program_id(0)
     groups = routes // WALK
     group = pid % groups
@@ -153,6 +194,7 @@ def lanes_bwd_kernel(
         token_of = None
         if order is not None:
             token_of = order + route * (steps + AHEAD)
+        inputs = (u_lanes, u_s, delta_rows, delta_s, only_B)
 
         zero = tl.zeros((BLOCK,), tl.float32)
         a = load_states(A + route * A_k + channel * N, 1, inside, N, zero)
@@ -172,16 +214,26 @@ def lanes_bwd_kernel(
         turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
         for back in range(0, turns):
             t0 = first + (turns - 1 - back) * TURN
+            c0 = t0 // CHUNK * CHUNK
+            if ends is None:
+                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
+            if LEAN:
+                if back == 0 or t0 - c0 == CHUNK - TURN:
+                    save_states_of_turns(
+                        saved, scratch, inputs, token_of, (a, bias2, w), channel, mask, c0, t0, steps, sizes, form
+                    )
             tokens, raw = load_step_sizes(delta_rows, delta_s, token_of, channel, mask, t0, steps, TURN, form)
             dys = load_rows(grad_lanes, grad_s, tokens, t0, steps, mask, GRAD_BY_STEP, PADDED, WIDE)
-            b, c = load_projections(projections, tokens, t0, steps, BOTH, WORD, form)
+            if LEAN:
+                b, c = load_projections(only_B, tokens, t0, steps, N, WORD, form)
+            else:
+                b, c = load_projections(projections, tokens, t0, steps, BOTH, WORD, form)
             if ends is None:
                 x = load_rows(u_lanes, u_s, tokens, t0, steps, mask, U_BY_STEP, PADDED, WIDE)
                 if WALK > 1:  # sums of the routes walked before
                     earlier = load_rows(
                         du, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP, PADDED, WIDE
                     )
-                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
                 if CHUNK == TURN:
                     h = load_states(saved, CHANNELS, inside, N, zero)
             z = logits(raw, w, bias2, TURN, RANK, PRECISION)
@@ -210,25 +262,22 @@ def lanes_bwd_kernel(
                     total += l[i]
             else:
                 if CHUNK > TURN:
-                    # the states before the turn; at a chunk's last turn, those before all of its turns
-                    c0 = t0 // CHUNK * CHUNK
-                    if back == 0 or t0 - c0 == CHUNK - TURN:
-                        h = load_states(saved, CHANNELS, inside, N, zero)
-                        for turn in range(0, (t0 - c0) // TURN):
-                            t1 = c0 + turn * TURN
-                            tokens1, raw1 = load_step_sizes(
-                                delta_rows, delta_s, token_of, channel, mask, t1, steps, TURN, form
+                    if not LEAN:  # here the turn's rows arrive meanwhile
+                        if back == 0 or t0 - c0 == CHUNK - TURN:
+                            save_states_of_turns(
+                                saved,
+                                scratch,
+                                inputs,
+                                token_of,
+                                (a, bias2, w),
+                                channel,
+                                mask,
+                                c0,
+                                t0,
+                                steps,
+                                sizes,
+                                form,
                             )
-                            x1 = load_rows(u_lanes, u_s, tokens1, t1, steps, mask, U_BY_STEP, PADDED, WIDE)
-                            b1, _ = load_projections(only_B, tokens1, t1, steps, N, WORD, form)
-                            for n in tl.static_range(N):
-                                tl.store(scratch + (turn * N + n) * BLOCK, h[n])
-                            z1 = logits(raw1, w, bias2, TURN, RANK, PRECISION)
-                            for i in tl.static_range(TURN):
-                                h = advance_lanes(h, softplus2(z1[i], LOG), x1[i].to(tl.float32), b1[i], a, WORD, DTYPE)
-                        for n in tl.static_range(N):
-                            tl.store(scratch + ((t0 - c0) // TURN * N + n) * BLOCK, h[n])
-                        tl.debug_barrier()
                     h = load_states(scratch + (t0 - c0) // TURN * N * BLOCK, BLOCK, None, N, zero)
 
                 before = ()  # the states before each step
@@ -255,19 +304,23 @@ def lanes_bwd_kernel(
                     next_sum = ()
                     of_B = ()
                     of_C = ()
+                    if LEAN:
+                        b_i, c_i = load_projections(projections, (tokens[i],), t, steps, BOTH, WORD, form)
+                        b_i = b_i[0]
+                        c_i = b_i if C is None or JOINED else c_i[0]
+                    else:
+                        b_i = b[i]
+                        c_i = b_i if C is None or JOINED else c[i]
                     for n in tl.static_range(N):
-                        b_n = element(b[i], n, WORD, DTYPE)
+                        b_n = element(b_i, n, WORD, DTYPE)
                         decay = tl.exp2(l[i] * a[n])
                         kept = decay * before[i][n]  # a h_prev
                         if C is None:
                             g = dy_i + s[n]
                         else:
-                            if JOINED:
-                                c_n = element(b[i], N + n, WORD, DTYPE)
-                            else:
-                                c_n = element(c[i], n, WORD, DTYPE)
+                            c_n = element(c_i, n + N if JOINED else n, WORD, DTYPE)
                             g = dy_i * c_n + s[n]
-                            after = before[i + 1][n] if i < TURN - 1 else kept + dx_i * b_n
+                            after = before[i + 1][n] if i < TURN - 1 and not LEAN else kept + dx_i * b_n
                             of_C = of_C + (fold(after * dy_i),)
                         q += g * b_n
                         of_B = of_B + (fold(g * dx_i),)

@@ -253,7 +253,8 @@ def _plan_backward(scan: Scan, use: TableUse | None, grad: Tensor) -> _BackwardP
         DX_BY_STEP=dx_by_step,
         WIDE=arguments["WIDE"] or max(max(L, T) * grad.stride(1), K * _route_stride(grad, 2)) >= 2**31,
     )
-    arguments |= dict(WALK=grid.walk) if lanes else dict(SPAN=grid.span)
+    short = config.registers_are_short(n, scan.B.dtype, scan.u.device)
+    arguments |= dict(WALK=grid.walk, SHORT=short) if lanes else dict(SPAN=grid.span)
     first, second = (Prepared(kernel, (grid.programs,), **arguments) for _ in range(2))
     scratch = grid.programs, chunk // blocks.turn, blocks.channels, _power_of_two(n)
     return _BackwardPlan(
