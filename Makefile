@@ -133,7 +133,7 @@ test: lint $(VENV)/.openmmlab
 
 test-all: lint sanitize $(VENV)/.openmmlab
 	$(PIP) install -c constraints.txt -e ".[ecosystem]"
-	$(BIN)/python tests/report.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/report.py
 
 timm-suite: $(VENV)/.dev
 	$(BIN)/python tests/timm_suite/run.py $(PATTERNS)

@@ -1,11 +1,12 @@
 """Run everything and write dated reports, one file a part, to reports/.
 
-    python tests/report.py [parity tests ecosystem timm faults sharded digits]
+    python tests/report.py [parity tests slow ecosystem timm faults sharded digits]
 
 Without arguments, all parts:
 
     parity      the deviation of every recorded case
-    tests       all tests that need no GPU, slow ones included, except those of other parts
+    tests       the tests that every change must pass
+    slow        the slow tests that need no GPU, except those of other parts
     ecosystem   every pico model in libraries that take any timm model, as a table
     timm        timm's own model tests on every variant
     faults      a training that is killed again and again
@@ -25,18 +26,14 @@ import timm
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = ["-m", "pytest", "-n", "2", "--dist=loadgroup", "-q", "--durations=15"]
 PARTS = {
     "parity": ["tools/parity.py"],
-    "tests": [
+    "tests": [*TESTS, "-m", "not slow and not gpu"],
+    "slow": [
+        *TESTS,
         "-m",
-        "pytest",
-        "-n",
-        "2",
-        "--dist=loadgroup",
-        "-q",
-        "-m",
-        "not gpu",
-        "--durations=15",
+        "slow and not gpu",
         "-k",
         "not digits_recipes_reach and not twenty_kills",
         "--ignore=tests/ecosystem",
