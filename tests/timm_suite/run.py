@@ -77,6 +77,8 @@ def main() -> int:
                 "plugin",
                 "-p",
                 "no:cacheprovider",
+                "-p",
+                "no:timeout",  # how fast the machine is decides nothing
                 "--import-mode=importlib",
                 "-c",
                 str(sources / "pyproject.toml"),
