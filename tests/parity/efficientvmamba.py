@@ -9,8 +9,9 @@ import visionssm  # noqa: F401
 from visionssm.layers import SS2D, PatchMerging
 from visionssm.models._builder import make_kit
 from visionssm.models.efficientvmamba import EfficientVMamba, EVSSBlock, InvertedResidual
+from visionssm.scans import scan_table
 
-from . import Case, Deviation, compare_part, dense_outputs, dense_weights, is_dense, registered_names
+from . import Case, Deviation, compare_operator, compare_part, dense_outputs, dense_weights, is_dense, registered_names
 
 RECORDS = ("efficientvmamba_*",)
 FAST = ("efficientvmamba_tiny-64x96",)
@@ -82,4 +83,12 @@ def _blocks(record: dict) -> Iterator[Deviation]:
         )
 
 
-OPERATORS = {"efficientvmamba-blocks": _blocks}
+def _orders(record: dict) -> Iterator[Deviation]:
+    for case in record["cases"]:
+        height, width, step = case["H"], case["W"], case["step"]
+        yield compare_operator(
+            f"order {height} x {width}", scan_table(f"atrous{step}", height, width), case["orders"], 0.0
+        )
+
+
+OPERATORS = {"efficientvmamba-blocks": _blocks, "efficientvmamba-es2d_order": _orders}
