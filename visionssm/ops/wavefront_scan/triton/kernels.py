@@ -243,7 +243,8 @@ def wavefront_bwd_kernel(
         for turn in tl.range(0, count, disable_licm=True):  # hoisting out of it would spill more
             k = count - 1 - turn
             valid, cell, has_top, has_left, has_before, shift = where_on(start + k, HEIGHT, WIDTH, ROWS)
-            h = tl.load(scratch + k * size + state_at, mask=state_mask, other=0.0)
+            here = scratch + k * size + state_at
+            h = tl.load(here, mask=state_mask, other=0.0)
             u = load_cells(x, cell, valid, c, inside, CHANNELS)
             dy = load_cells(grad, cell, valid, c, inside, CHANNELS)
             c_cell = load_cells(C, cell, valid, n, real, N)
@@ -256,25 +257,27 @@ def wavefront_bwd_kernel(
             # a row whose cell is not on this anti-diagonal keeps what it has for the ones before
             later = tl.where(valid[:, None, None], 0.0, later)
 
-            delta = load_cells(delta_top, cell, valid, c, inside, CHANNELS)
-            b = load_cells(B_top, cell, valid, n, real, N)
-            handed, g_a, g_u, g_b, g_delta = through(g, shifted(h, -1), u, delta, a_top, b, shift, has_top, has_top)
-            later += tl.where((i < ROWS - 1)[:, None, None], shifted(handed, 1), 0.0)
-            g_a_top += g_a
-            g_x = g_u * delta + skip[None, :] * dy
-            tl.store(dB_top + rows, g_b, mask=rows_mask)
-            tl.store(ddelta_top + lanes, g_delta, mask=lanes_mask)
-
             delta = load_cells(delta_left, cell, valid, c, inside, CHANNELS)
             b = load_cells(B_left, cell, valid, n, real, N)
             handed, g_a, g_u, g_b, g_delta = through(g, h, u, delta, a_left, b, shift, has_before, has_left)
             later += handed
             g_a_left += g_a
+            g_x = g_u * delta + skip[None, :] * dy
             tl.store(dB_left + rows, g_b, mask=rows_mask)
             tl.store(ddelta_left + lanes, g_delta, mask=lanes_mask)
+
+            delta = load_cells(delta_top, cell, valid, c, inside, CHANNELS)
+            b = load_cells(B_top, cell, valid, n, real, N)
+            # read anew, since no register is left to keep h while its rows move
+            above = tl.load(here - CHANNELS * N, mask=state_mask & (i > 0)[:, None, None], other=0.0)
+            handed, g_a, g_u, g_b, g_delta = through(g, above, u, delta, a_top, b, shift, has_top, has_top)
+            later += tl.where((i < ROWS - 1)[:, None, None], shifted(handed, 1), 0.0)
+            g_a_top += g_a
+            tl.store(dB_top + rows, g_b, mask=rows_mask)
+            tl.store(ddelta_top + lanes, g_delta, mask=lanes_mask)
             tl.store(dx + lanes, g_x + g_u * delta, mask=lanes_mask)
             g_skip += tl.sum(dy * u, 0)
-            after = h
+            after = tl.load(here, mask=state_mask, other=0.0)
         tl.debug_barrier()  # what other threads still read
     tl.store(dA_top + image * CHANNELS * N + rates, g_a_top, mask=both)
     tl.store(dA_left + image * CHANNELS * N + rates, g_a_left, mask=both)

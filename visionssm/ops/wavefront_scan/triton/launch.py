@@ -10,8 +10,9 @@ from torch import Tensor
 from ..contract import Wavefront
 from .kernels import wavefront_bwd_kernel, wavefront_fwd_kernel
 
-# numbers in a tile of states: the backward spills a few registers with so many, but with half of them, and so of the
-# channels of a block, there would be twice as many shares of dB and dC, which take more memory than all maps together
+# numbers in a tile of states: the backward spills two to six registers with so many (on Hopper), but with half of them,
+# and so of the channels of a block, there would be twice as many shares of dB and dC, which take more memory than all
+# maps together
 _TILE = 4096
 _WARPS = 8
 
