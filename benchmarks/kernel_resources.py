@@ -64,7 +64,10 @@ KERNELS = {
     for name in names
 }
 MULTIPROCESSORS = 132  # of the GPU that launches are planned for, an H100 or H200
-ALLOWED = {"wavefront_bwd": 128}  # bytes spilled: smaller blocks would cost more, as its launch.py says
+# bytes spilled, of some 3000 instructions' registers: smaller blocks would cost more, as benchmarks/README.md says
+ALLOWED = {"wavefront_bwd": 128, "lanes_fwd 64 x 4": 24, "lanes_bwd 32 x 4": 104}
+# four bytes an element, and up to 48 ranks whose weights stay in registers
+ALLOWED_IN_FLOAT32 = ALLOWED | {"lanes_fwd 32 x 16": 24, "lanes_fwd 32 x 4": 544, "lanes_bwd 32 x 4": 568}
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
 
@@ -349,6 +352,13 @@ def describe(name: str, constants: dict) -> str:
     return f"{label}{task} {constants['BLOCK']} x {constants['TURN']}{walks}"
 
 
+def allowed(label: str, dtype: str) -> int:
+    """Bytes that a kernel of this label may spill."""
+    known = ALLOWED_IN_FLOAT32 if dtype.startswith("float32") else ALLOWED
+    kernel, *rest = re.sub(" (saving states|first pass)", "", label).split(maxsplit=1)
+    return known.get(kernel, known.get(" ".join((kernel, *rest)), 0))
+
+
 def table(results: list[dict]) -> str:
     columns = ("registers", "spill", "shared", "warps", "instructions", "mufu", "shuffles", "uniform")
     lines = ["| shape | dtype | kernel | target | " + " | ".join(columns) + " |", "|" + "---|" * (4 + len(columns))]
@@ -400,7 +410,7 @@ def main() -> None:
     failures = [
         f"{r['shape']} {r['dtype']} {r['kernel']} {r['target']}: {r.get('error', 'spills registers')}"
         for r in results
-        if r["target"].startswith("sm_") and r.get("spill", math.inf) > ALLOWED.get(r["kernel"].split()[0], 0)
+        if r["target"].startswith("sm_") and r.get("spill", math.inf) > allowed(r["kernel"], r["dtype"])
     ]
     if failures:
         sys.exit("FAILED\n" + "\n".join(failures))
