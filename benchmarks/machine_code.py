@@ -21,7 +21,7 @@ _PIPES = {
     "multiply": (("IMAD", "IDP", "HFMA2", "HMUL2", "HADD2"), 2, 5),
     "load": (("LDG", "LD"), 4, None),
     "store": (("STG", "ST", "RED", "ATOMG"), 4, 20),
-    "shared": (("LDS", "LDSM", "SHFL", "STS", "STSM"), 4, 30),
+    "shared": (("LDS", "LDSM", "SHFL", "STS", "STSM", "LDL", "STL"), 4, 30),  # spilled registers lie in the first cache
     "matrix": (("HMMA",), 16, 33),
     "control": (("BRA", "EXIT", "BSSY", "BSYNC", "NOP", "CALL", "RET", "BREAK"), 2, 10),
     "barrier": (("BAR", "WARPSYNC", "DEPBAR", "ERRBAR", "MEMBAR"), 2, 20),
