@@ -1,5 +1,9 @@
-"""Training runs of several processes, forked from this one, which has everything imported already."""
+"""Training runs of several processes, forked from one that has everything imported already.
 
+Not from this one: autograd's threads, which earlier tests may have started, do not survive a fork.
+"""
+
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,6 +17,9 @@ import torch
 from conftest import BASE
 
 from visionssm.commands import train
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["visionssm.commands._training", "visionssm.commands.train"])
 
 
 def flags(**options) -> list[str]:
@@ -53,32 +60,21 @@ class Processes:
     ):
         port = str(free_port())
         self.console = console
-        self.ids = [
-            self._fork(run or train.main, argv, rank, {
+        self.processes = [
+            SERVER.Process(target=_run, args=(run or train.main, argv, f"{console}.{rank}", os.environ | {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": port,
                 "MASTER_ADDR": "127.0.0.1", **environment,
-            })
+            }))
             for rank in range(size)
         ]  # fmt: skip
-        self.codes: dict[int, int] = {}
+        for process in self.processes:
+            process.start()
 
-    def _fork(self, run: Callable[[list[str]], int], argv: list[str], rank: int, environment: dict[str, str]) -> int:
-        process = os.fork()
-        if process:
-            return process
-        code = 99
-        try:
-            file = os.open(f"{self.console}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)  # those of pytest lead elsewhere
-            os.environ.update(environment)
-            torch.set_num_threads(1)
-            code = run(argv)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+    @property
+    def codes(self) -> dict[int, int]:
+        """Exit codes of those that have ended, by rank; negative for a signal."""
+        codes = {rank: process.exitcode for rank, process in enumerate(self.processes)}
+        return {rank: code for rank, code in codes.items() if code is not None}
 
     def text(self, rank: int = 0) -> str:
         """What a process has written."""
@@ -87,11 +83,6 @@ class Processes:
 
     def ended(self) -> bool:
         """Whether any has ended."""
-        for rank, process in enumerate(self.ids):
-            if rank not in self.codes:
-                found, status = os.waitpid(process, os.WNOHANG)
-                if found:
-                    self.codes[rank] = os.waitstatus_to_exitcode(status)
         return bool(self.codes)
 
     def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
@@ -106,25 +97,40 @@ class Processes:
     def wait(self, seconds: float = 900.0) -> list[int]:
         """Wait for all; return their exit codes."""
         end = time.monotonic() + seconds
-        while len(self.codes) < len(self.ids):
-            self.ended()
+        while len(self.codes) < len(self.processes):
             if time.monotonic() > end:
                 self.kill()
                 raise AssertionError(f"still running: {self.codes}\n{self.text()}")
             time.sleep(0.01)
-        return [self.codes[rank] for rank in range(len(self.ids))]
+        return list(self.codes.values())
 
     def send(self, rank: int, number: int) -> None:
         if rank not in self.codes:
-            os.kill(self.ids[rank], number)
+            os.kill(self.processes[rank].pid, number)
 
     def kill(self) -> None:
         """End all at once, as a node that loses power."""
-        for rank in range(len(self.ids)):
+        for rank in range(len(self.processes)):
             self.send(rank, signal.SIGKILL)
-        for rank, process in enumerate(self.ids):
-            if rank not in self.codes:
-                self.codes[rank] = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        for process in self.processes:
+            process.join()
+
+
+def _run(run: Callable[[list[str]], int], argv: list[str], console: str, environment: dict[str, str]) -> None:
+    """What a process does; it ends here."""
+    code = 99
+    try:
+        file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
+        os.environ.update(environment)
+        torch.set_num_threads(1)
+        code = run(argv)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def run_all(argv: list[str], size: int, console: Path, **environment: str) -> None:

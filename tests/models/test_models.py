@@ -137,6 +137,12 @@ class TestPico:
         assert [m.shape[1] for m in maps] == model.feature_info.channels()
         assert [-(-x.shape[2] // r) for r in model.feature_info.reduction()] == [m.shape[2] for m in maps]
 
+    def test_every_parameter_of_features_is_trained(self, name):
+        """As DistributedDataParallel expects."""
+        model = make(name, features_only=True)
+        sum(m.square().sum() for m in model(image(name))).backward()
+        assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
     def test_prune(self, name):
         model = make(name).eval()
         x = image(name)

@@ -465,6 +465,8 @@ class PlainModel(VisionModel):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
+            if isinstance(getattr(self, "fc_norm", None), nn.Module):  # of what is pooled
+                self.fc_norm = nn.Identity()
         return take_indices
 
     def forward_features(self, x: Tensor) -> Tensor:

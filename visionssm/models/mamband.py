@@ -192,17 +192,6 @@ class MambaND(PlainModel):
         x = self.head_drop(self.fc_norm(self.pool(x)))
         return x if pre_logits else self.head(x)
 
-    def prune_intermediate_layers(
-        self,
-        indices: int | Sequence[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the blocks after the last one needed, and on request norm and head; returns the blocks kept."""
-        if prune_head:
-            self.fc_norm = nn.Identity()
-        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
-
 
 _cfg = family_cfg(
     license="unknown",
