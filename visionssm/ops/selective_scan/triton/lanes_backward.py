@@ -214,10 +214,9 @@ def lanes_bwd_kernel(
         turns = tl.cdiv(tl.minimum(first + segment_steps, steps) - first, TURN)
         for back in range(0, turns):
             t0 = first + (turns - 1 - back) * TURN
-            c0 = t0 // CHUNK * CHUNK
-            if ends is None:
-                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
             if LEAN:
+                c0 = t0 // CHUNK * CHUNK
+                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
                 if back == 0 or t0 - c0 == CHUNK - TURN:
                     save_states_of_turns(
                         saved, scratch, inputs, token_of, (a, bias2, w), channel, mask, c0, t0, steps, sizes, form
@@ -234,6 +233,7 @@ def lanes_bwd_kernel(
                     earlier = load_rows(
                         du, groups * CHANNELS, tokens, t0, steps, inside & (walked > 0), DU_BY_STEP, PADDED, WIDE
                     )
+                saved = states + (scan * chunks + t0 // CHUNK) * CHANNELS * N + channel
                 if CHUNK == TURN:
                     h = load_states(saved, CHANNELS, inside, N, zero)
             z = logits(raw, w, bias2, TURN, RANK, PRECISION)
@@ -262,6 +262,7 @@ def lanes_bwd_kernel(
                     total += l[i]
             else:
                 if CHUNK > TURN:
+                    c0 = t0 // CHUNK * CHUNK
                     if not LEAN:  # here the turn's rows arrive meanwhile
                         if back == 0 or t0 - c0 == CHUNK - TURN:
                             save_states_of_turns(
