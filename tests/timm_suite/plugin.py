@@ -35,6 +35,7 @@ def _why_not(test: str, name: str) -> str | None:
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "timeout: of timm's tests; nobody obeys it here")
     before = set(_registry._model_entrypoints)
     import visionssm  # noqa: F401
 
