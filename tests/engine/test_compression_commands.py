@@ -145,7 +145,9 @@ def test_quantised_file_needs_no_argument(quantised, trained, image_folder, tmp_
         pytest.importorskip("torchao")
     assert quantised(*more) == 0
     row = json.loads((tmp_path / "q.json").read_text())[0]
-    assert row["kb"] < row["float_kb"] and row["loss"] != row["float_loss"]
+    assert row["kb"] < row["float_kb"]
+    if "--weight-bits" in more:  # eight bits may agree to the last digit that is printed
+        assert row["loss"] != row["float_loss"]
     argv = ["--checkpoint", str(tmp_path / "q.pth"), "--device", "cpu"]
     data = ["--data-dir", str(image_folder), "-j", "0", "--results-file", str(tmp_path / "r.json")]
     assert validate.main([*argv, *data]) == 0
