@@ -7,14 +7,12 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from conftest import BASE
+from forked import run as run_forked
 
 from visionssm.commands import train
 
@@ -46,7 +44,7 @@ class Processes:
         argv: Command line of the training.
         size: How many.
         console: File that each one's output is added to, with its number behind the name.
-        run: What they run instead of the training command.
+        run: A function of a module that they run instead of the training command.
         environment: Further variables.
     """
 
@@ -60,13 +58,13 @@ class Processes:
     ):
         port = str(free_port())
         self.console = console
-        self.processes = [
-            SERVER.Process(target=_run, args=(run or train.main, argv, f"{console}.{rank}", os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_PORT": port,
-                "MASTER_ADDR": "127.0.0.1", **environment,
-            }))
-            for rank in range(size)
-        ]  # fmt: skip
+        run = run or train.main
+        self.processes = []
+        for rank in range(size):
+            variables = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+            variables |= dict(MASTER_PORT=port, MASTER_ADDR="127.0.0.1", **environment)
+            what = run.__module__, run.__name__, argv, f"{console}.{rank}", os.environ | variables
+            self.processes.append(SERVER.Process(target=run_forked, args=what))
         for process in self.processes:
             process.start()
 
@@ -114,23 +112,6 @@ class Processes:
             self.send(rank, signal.SIGKILL)
         for process in self.processes:
             process.join()
-
-
-def _run(run: Callable[[list[str]], int], argv: list[str], console: str, environment: dict[str, str]) -> None:
-    """What a process does; it ends here."""
-    code = 99
-    try:
-        file = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1)
-        os.environ.update(environment)
-        torch.set_num_threads(1)
-        code = run(argv)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def run_all(argv: list[str], size: int, console: Path, **environment: str) -> None:

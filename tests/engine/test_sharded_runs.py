@@ -9,9 +9,10 @@ import torch
 from conftest import assert_same_weights, load
 from launching import Processes, flags, run_all
 from timm.optim import create_optimizer_v2
+from timm.task import distillation
 
 from visionssm.checkpoints import CheckpointError
-from visionssm.commands import consolidate
+from visionssm.commands import consolidate, train
 from visionssm.engine.data import processes
 from visionssm.engine.training import sharding
 from visionssm.engine.training.sharded_checkpoints import sharded_checkpoints
@@ -138,21 +139,25 @@ def test_killed_and_resumed_on_as_many_and_on_other_processes(image_folder, tmp_
         assert losses(cut) == pytest.approx(losses(uncut), abs=1e-5)
 
 
-@pytest.mark.slow
-def test_distillation_from_logits(image_folder, tmp_path, monkeypatch):
+def train_with_an_untrained_teacher(argv):
     """The teacher is built with its initial weights, the same in every run."""
-    import timm.task.distillation as distillation
-
     create = distillation.create_model
 
     def initial(*args, **options):
         torch.manual_seed(0)
         return create(*args, **(options | {"pretrained": False}))
 
-    monkeypatch.setattr(distillation, "create_model", initial)
+    distillation.create_model = initial
+    return train.main(argv)
+
+
+@pytest.mark.slow
+def test_distillation_from_logits(image_folder, tmp_path):
     options = PLAIN | dict(data_dir=image_folder, batch_size=4, kd_model_name="test_resnet", epochs=1)
     for name, sharded in (("ddp", False), ("fsdp", True)):
-        run_all(flags(**options, output=tmp_path / name, fsdp=sharded), 2, tmp_path / f"{name}.log")
+        argv = flags(**options, output=tmp_path / name, fsdp=sharded)
+        group = Processes(argv, 2, tmp_path / f"{name}.log", train_with_an_untrained_teacher)
+        assert group.wait() == [0, 0], group.text()
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
 
 
