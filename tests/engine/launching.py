@@ -103,8 +103,9 @@ class Processes:
         return list(self.codes.values())
 
     def send(self, rank: int, number: int) -> None:
-        if rank not in self.codes:
-            os.kill(self.processes[rank].pid, number)
+        process = self.processes[rank].pid
+        if process is not None and rank not in self.codes:
+            os.kill(process, number)
 
     def kill(self) -> None:
         """End all at once, as a node that loses power."""
