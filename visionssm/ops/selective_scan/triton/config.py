@@ -42,9 +42,8 @@ def forward_blocks(channels: int, states: int, rank: int, dtype: torch.dtype) ->
     half = dtype.itemsize == 2
     if states == 1:
         wide = half and channels % 128 == 0 and channels >= 384 and rank <= 32
-        block = (
-            128 if wide else _least_work(channels, _FORWARD) if half else LANES
-        )  # four bytes an element need registers
+        # of four bytes an element, a turn of more channels would spill registers
+        block = 128 if wide else _least_work(channels, _FORWARD) if half else LANES
         return Blocks(block, 8 if half and rank > 32 else 16, 1)  # larger weights leave no registers for 16 steps
     if in_lanes(states):
         return Blocks(64 if half and channels % 64 == 0 else LANES, 4, 1)
