@@ -64,7 +64,7 @@ KERNELS = {
     for name in names
 }
 MULTIPROCESSORS = 132  # of the GPU that launches are planned for, an H100 or H200
-# bytes spilled, of some 3000 instructions' registers: smaller blocks would cost more, as benchmarks/README.md says
+# bytes that kernels spill because smaller blocks or shorter turns would cost more, as benchmarks/README.md says
 ALLOWED = {"wavefront_bwd": 128, "lanes_fwd 64 x 4": 24, "lanes_bwd 32 x 4": 104}
 # four bytes an element, and up to 48 ranks whose weights stay in registers
 ALLOWED_IN_FLOAT32 = ALLOWED | {"lanes_fwd 32 x 16": 24, "lanes_fwd 32 x 4": 544, "lanes_bwd 32 x 4": 568}
@@ -265,7 +265,7 @@ def compile_one(name: str, specialisation: tuple, options: dict, target_name: st
     constants = dict(constants)
     if target_name.startswith("gfx") and "LOG" in constants:  # what the launcher chooses there
         constants |= {"LOG": "log2" if constants["LOG"] == "ptx" else constants["LOG"], "PRECISION": "ieee"}
-    if target_name == "sm_80" and "SHORT" in constants:
+    if target_name == "sm_80" and "SHORT" in constants:  # as config.registers_are_short says there
         constants |= {"SHORT": constants["N"] > 8}
     kernel = KERNELS[name]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)

@@ -263,10 +263,19 @@ def test_rows_are_read_again_where_registers_are_short(monkeypatch, short, case)
     compare(**dict(seed=27, b=1, L=70, k=1, d=3, N=2, rank=3) | case)
 
 
-@pytest.mark.parametrize(("states", "dtype", "short"), [(16, 2, False), (16, 4, True), (8, 4, False)])
-def test_registers_are_short_by_rule(states, dtype, short):
-    dtype = {2: torch.bfloat16, 4: torch.float32}[dtype]
-    assert config.registers_are_short(states, dtype, torch.device("cpu")) is short
+@pytest.mark.parametrize(
+    ("states", "dtype", "capability", "short"),
+    [
+        (16, torch.bfloat16, (9, 0), False),
+        (16, torch.bfloat16, (8, 0), True),
+        (16, torch.float32, (9, 0), True),
+        (8, torch.float32, (8, 0), False),
+    ],
+)
+def test_registers_are_short_by_rule(monkeypatch, states, dtype, capability, short):
+    monkeypatch.setattr(config, "_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert config.registers_are_short(states, dtype, torch.device("cuda", 0)) is short
 
 
 def test_wide_offsets(monkeypatch):
