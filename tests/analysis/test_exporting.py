@@ -1,5 +1,6 @@
 """Exported programs compute what the model computes, and say what a user of them needs to know."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -106,6 +107,31 @@ def test_a_folder_is_loaded_by_timm(tmp_path, capsys):
     assert "would push config.json" in capsys.readouterr().out
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_classes == 7
+
+
+def test_a_convolution_of_volumes_without_bias(tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, image = torch.nn.Conv3d(2, 3, 3, bias=False), torch.randn(2, 2, 4, 4, 4)
+    told = export_model(model, image, tmp_path / "m.onnx")
+    assert told.difference < 1e-5 and told.nodes == 1 and told.eager is None
+
+
+def test_a_table_keeps_its_rows(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "t.csv").write_text("model,input,nodes\ntest_vim,64x64,12345\n")
+    told = ["--all", "test_vi?", "--output", str(tmp_path / "t.md")]
+    assert main(told) == 0 and capsys.readouterr().out == ""
+    assert "| `test_vim` | 64x64 | 12345 |" in (tmp_path / "t.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_table_of_classifiers_and_dense_models(tmp_path, capsys):
+    assert main(["--all", "test_vssd", "test_eamamba", "--output", str(tmp_path / "t.md")]) == 0, capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert [row["model"] for row in rows] == ["test_eamamba", "test_vssd"] and not any(row["note"] for row in rows)
+    for row in rows:
+        assert max(float(row["difference"]), float(row["difference_second"])) < 1e-4
+        assert float(row["difference_float16"]) < 3e-2 and float(row["eager_ms"]) > 0
 
 
 @pytest.mark.slow

@@ -82,10 +82,9 @@ def test_benchmark_and_export_take_a_run(told, tmp_path, monkeypatch, capsys):
     def export_model(model, image, path, **kwargs):
         seen.append((model.num_classes, tuple(image.shape[1:])))
         path.touch()
-        return Exported(0.0, 1, 0.0, 0.0, [])
+        return Exported(0.0, 1, 0, [])
 
     monkeypatch.setattr("visionssm.analysis.exporting.export_model", export_model)
-    monkeypatch.setattr("visionssm.commands.export.export_model", export_model, raising=False)
     monkeypatch.setattr(sys, "argv", ["export.py", "--checkpoint", str(told), "--output", str(tmp_path / "m.onnx")])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(Path(__file__).parents[2] / "tools/export.py"), run_name="__main__")

@@ -14,7 +14,6 @@ from visionssm.ops import available_backends, backend_unavailable, selective_sca
 from visionssm.ops.selective_scan import portable
 from visionssm.ops.selective_scan.backends import BACKENDS
 from visionssm.ops.selective_scan.contract import canonical
-from visionssm.ops.selective_scan.doubling import selective_scan_doubling
 from visionssm.ops.selective_scan.formula import selective_scan_formula
 from visionssm.ops.selective_scan.reference import selective_scan_reference
 
@@ -177,7 +176,6 @@ def test_exporters_program_equals_reference(case):
         *(args[n] for n in NAMES), *given_options, None, args.get("initial_state"), options["delta_softplus"], True
     )
     expected = selective_scan_reference(scan)
-    torch.testing.assert_close(selective_scan_doubling(scan), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(selective_scan_formula(scan), expected, rtol=1e-9, atol=1e-9)
 
 

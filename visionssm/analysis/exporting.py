@@ -28,16 +28,18 @@ class Exported(NamedTuple):
         difference: Largest difference of the written program's outputs to the model's, over their spread (the
             difference of their largest and smallest value), over all checks.
         nodes: Operators in the program.
-        eager: Seconds of one image in the model, the smallest of three.
-        runtime: Seconds of one image in the written program, likewise.
+        size: Bytes of the file.
         checked: Shapes of the images it was checked with.
+        eager: Seconds of one image in the model, the smallest of three; None if not timed.
+        runtime: Seconds of one image in the written program, likewise.
     """
 
     difference: float
     nodes: int
-    eager: float
-    runtime: float
+    size: int
     checked: list[tuple[int, ...]]
+    eager: float | None = None
+    runtime: float | None = None
 
 
 class FeatureMaps(nn.Module):
@@ -73,6 +75,7 @@ def export_model(
     standalone: bool = False,
     output_name: str = "logits",
     metadata: Mapping[str, str] | None = None,
+    timed: bool = False,
 ) -> Exported:
     """Write `model` as a program for images of one size and, if `dynamic_batch`, for any number of them.
 
@@ -91,6 +94,7 @@ def export_model(
         output_name: Name of an ONNX file's output; several are numbered, `name_0`, `name_1`, ...;
             what has names keeps them.
         metadata: Texts to write into an ONNX file, by name.
+        timed: Measure how long one image takes.
 
     Raises:
         ValueError: the ending is not known, the model cannot be written so, or the file computes something else.
@@ -123,9 +127,10 @@ def export_model(
                 names = [output_name] if count == 1 else [f"{output_name}_{i}" for i in range(count)]
                 names = list(outputs) if isinstance(outputs, Mapping) else names
                 onnx_program = torch.onnx.export(
-                    program, dynamo=True, verbose=False, input_names=["images"], output_names=names
+                    program, dynamo=True, verbose=False, optimize=False, input_names=["images"], output_names=names
                 )
                 assert onnx_program is not None, "with dynamo the program is returned"
+                _simplify(onnx_program.model)
                 onnx_program.model.metadata_props.update(metadata or {})
                 onnx_program.save(temporary)
                 nodes = sum(1 for _ in onnx_program.model.graph.all_nodes())
@@ -138,9 +143,11 @@ def export_model(
                     f"the written program differs from the model by {difference:.1e} of the outputs' spread, more than "
                     f"{allowed:.0e}; nothing was written"
                 )
-            one = image.new_empty(shapes[0]).normal_()
-            eager, runtime = _seconds(lambda: model(one)), _seconds(lambda: run(one))
-    return Exported(difference, nodes, eager, runtime, shapes)
+            told = Exported(difference, nodes, temporary.stat().st_size, shapes)
+            if timed:
+                one = image.new_empty(shapes[0]).normal_()
+                told = told._replace(eager=_seconds(lambda: model(one)), runtime=_seconds(lambda: run(one)))
+    return told
 
 
 def _traced(model: nn.Module, image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> torch.export.ExportedProgram:
@@ -195,6 +202,30 @@ def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedP
             f"{', '.join(sorted(left))} has no decomposition, so this model needs visionssm where it loads"
         )
     return program
+
+
+def _simplify(model) -> None:
+    """Fold the constants of an ONNX model, and drop what is unused or there twice.
+
+    The exporter's own optimizer looks for patterns as well, in a time that grows with the square of the nodes; those
+    it finds are such as a runtime joins when it loads a file.
+    """
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.optimizer import fold_constants
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import remove_optional_bias_from_conv_rule
+
+    common.InlinePass()(model)
+    fold_constants(model)
+    # the exporter gives a Conv of volumes that has no bias one of zeros, and of two dimensions
+    rewrite(model, [remove_optional_bias_from_conv_rule])
+    Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _shapes(image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> list[tuple[int, ...]]:
@@ -255,6 +286,7 @@ def _onnx_session(path: str):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; what it cannot fold ahead it computes
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})]

@@ -13,22 +13,18 @@ prepared and the names of the classes stand in its metadata.
 """
 
 import argparse
-import csv
-import io
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
-from ..files import write_text
 from ._boundary import bounded
+from ._export_table import write_table
+from ._exporting import attempt
 from ._inference_options import add_model_options, read_classifier
 from ._parser import command_parser
 
 _SIZE = 64  # of a dense model's images, where none is given
-_COLUMNS = ("model", "input", "nodes", "mib", "difference", "difference_float16", "eager_ms", "onnxruntime_ms", "note")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--all",
         nargs="*",
         metavar="PATTERN",
-        help="export every classifier that matches to ONNX and write a table, Markdown and CSV; rows that it has stay",
+        help="export every model that matches to ONNX and write a table, Markdown and CSV; rows that it has stay",
     )
     add_model_options(
         parser, model_help="name of a classifier, segmenter or restorer; a run's checkpoint says it itself"
@@ -72,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _check(args)
     if args.all is not None:
-        _tabulate(args.all or ["*"], args.output)
+        write_table(args.all or ["*"], args.output)
     elif not args.output.suffix:
         _write_folder(args)
     else:
@@ -108,22 +104,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--img-size takes sizes of at least 1, found {args.img_size}")
 
 
-def _attempt(work: Callable[[], Any], what: str) -> Any:
-    """What an export returns; its failures as one sentence."""
-    try:
-        return work()
-    except UserError:
-        raise
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
-    except Exception as error:  # exporters raise errors of many kinds, and chain the reason
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise UserError(f"{what} cannot be exported: {lines[0][:300]}") from error
-
-
 def _write_program(args: argparse.Namespace) -> None:
     import torch
 
@@ -148,14 +128,14 @@ def _write_program(args: argparse.Namespace) -> None:
         channels, *size = classifier.data_config["input_size"]
         size = _sized(args.img_size, 2) if args.img_size else size
         if args.img_size and hasattr(model, "set_input_size"):
-            _attempt(lambda: model.set_input_size(tuple(size)), name)
+            attempt(lambda: model.set_input_size(tuple(size)), name)
         shape = [channels, *size]
         metadata = _metadata(classifier, size)
         if args.features_only:
-            model, output_name = _attempt(lambda: FeatureMaps(model), name), "features"
+            model, output_name = attempt(lambda: FeatureMaps(model), name), "features"
     dtype = torch.float16 if args.half else torch.float32
     image = torch.randn(1 if args.static_batch else 2, *shape).to(dtype)
-    told = _attempt(
+    told = attempt(
         lambda: export_model(
             model.to(dtype),
             image,
@@ -202,7 +182,7 @@ def _dense_model(args: argparse.Namespace, name: str) -> Any:
     kwargs = dict(args.model_kwargs)
     kwargs |= {key: getattr(args, key) for key in ("num_classes", "in_chans") if getattr(args, key) is not None}
     if name in segmentation.list_models():
-        return _attempt(lambda: segmentation.create_model(name, checkpoint=args.checkpoint, **kwargs), name)
+        return attempt(lambda: segmentation.create_model(name, checkpoint=args.checkpoint, **kwargs), name)
     return load_restorer(name, args.checkpoint, weights=args.weights, model_kwargs=kwargs)[1]
 
 
@@ -234,7 +214,7 @@ def _write_folder(args: argparse.Namespace) -> None:
         save_for_hf(classifier.model, args.output, **given)
         return timm.create_model(f"local-dir:{args.output.resolve()}", pretrained=True).eval()
 
-    again = _attempt(save, classifier.name)
+    again = attempt(save, classifier.name)
     images = torch.randn(1, *classifier.data_config["input_size"])
     with torch.no_grad():
         if not torch.equal(again(images), classifier.model(images)):
@@ -245,80 +225,4 @@ def _write_folder(args: argparse.Namespace) -> None:
         listed = ", ".join(f"{path.name} ({path.stat().st_size / 2**20:.1f} MiB)" for path in files)
         print(f"would push {listed} to {args.push}; add --yes to do it")
     elif args.push:
-        print(f"pushed: {_attempt(lambda: push_to_hf_hub(classifier.model, args.push, **given), args.push)}")
-
-
-def _tabulate(patterns: list[str], path: Path) -> None:
-    """Export every model that matches, and keep the table up to date after each."""
-    import tempfile
-
-    import timm
-    import torch
-    from timm.models import get_pretrained_cfg
-
-    from .. import list_models
-    from ..analysis.exporting import export_model
-
-    names = list_models(patterns)
-    if not names:
-        raise UserError(f"no model of this package matches {' '.join(patterns)}{nearest(patterns[0], list_models())}")
-    data = path.with_suffix(".csv")
-    rows: dict[str, dict[str, str]] = {}
-    if data.exists():
-        with open(data, newline="") as stream:
-            rows = {row["model"]: row for row in csv.DictReader(stream)}
-    for name in names:
-        if name in rows:
-            continue
-        cfg = get_pretrained_cfg(name, allow_unregistered=False)
-        assert cfg is not None
-        row = {"model": name, "input": "x".join(map(str, cfg.input_size[1:]))}
-        for dtype in (torch.float32, torch.float16):
-            torch.manual_seed(0)
-            model = timm.create_model(name, exportable=True).eval().to(dtype)
-            image = torch.randn(2, *cfg.input_size).to(dtype)
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "model.onnx"
-                try:
-                    told = _attempt(partial(export_model, model, image, file), name)
-                except UserError as error:
-                    row["note"] = f"{row.get('note', '')} {str(dtype)[6:]}: {error}".strip()
-                    continue
-                if dtype == torch.float16:
-                    row["difference_float16"] = f"{told.difference:.1e}"
-                    continue
-                row |= {"nodes": str(told.nodes), "mib": f"{file.stat().st_size / 2**20:.1f}"}
-                row |= {"difference": f"{told.difference:.1e}", "eager_ms": f"{1e3 * told.eager:.1f}"}
-                row["onnxruntime_ms"] = f"{1e3 * told.runtime:.1f}"
-        rows[name] = row
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        _write_table(path, list(rows.values()))
-
-
-def _write_table(path: Path, rows: list[dict[str, str]]) -> None:
-    import onnxruntime
-    import torch
-
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path.with_suffix(".csv"), stream.getvalue())
-    heads = ("model", "input", "nodes", "MiB", "difference", "in float16", "eager (ms)", "ONNX Runtime (ms)", "note")
-    lines = [
-        "# Models as ONNX files",
-        "",
-        "Written by `python tools/export.py --all PATTERN --output FILE.md`; rows that a table has are kept. Weights "
-        "are random, the batch is open, and each file was run with one image and with three. Differences are the "
-        "largest ones of the logits, over the spread of the model's logits; a file is refused above 1e-4, in float16 "
-        "above 3e-2, where the model itself is float16. Times are of one image on a CPU, the smallest of three, with "
-        f"{torch.get_num_threads()} thread, torch {torch.__version__} and ONNX Runtime {onnxruntime.__version__}.",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        cells = [row.get(key, "") for key in _COLUMNS]
-        cells[0] = f"`{cells[0]}`"
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    write_text(path, "\n".join([*lines, ""]))
+        print(f"pushed: {attempt(lambda: push_to_hf_hub(classifier.model, args.push, **given), args.push)}")

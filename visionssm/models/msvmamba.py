@@ -119,9 +119,11 @@ class MultiScaleMixer(nn.Module):
             return self.ssm(x.flatten(1, 2), self.low, order, "sum").unflatten(1, size)
         steps = self.out_norm(self.ssm(x.flatten(1, 2), self.low, order, "step").flatten(1, 2))
         tokens = size[0] * size[1]
-        merged = steps.new_zeros(steps.shape[0], tokens + 1, steps.shape[2])  # one more takes what padding gives
+        added = state_dtype(steps)
+        merged = added.new_zeros(steps.shape[0], tokens + 1, steps.shape[2])  # one more takes what padding gives
         place = torch.where(order < 0, tokens, order).flatten()
-        return merged.index_add(1, place.long(), steps)[:, :tokens].unflatten(1, size)  # ONNX takes no other index
+        merged = merged.index_add(1, place.long(), added)  # ONNX takes no other index
+        return merged[:, :tokens].unflatten(1, size).to(steps.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix a map (b, h, w, dim) of any size; returns the same shape."""

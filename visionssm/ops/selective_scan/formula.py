@@ -4,8 +4,7 @@ For whatever can go through no hand-written backward: derivatives of derivatives
 torch.func, exporters that know no custom operator. It keeps several tensors of (b, T, k, d, N).
 """
 
-from collections.abc import Callable
-from math import isqrt
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +12,40 @@ from torch import Tensor
 
 from .contract import Scan
 
-Recurrence = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # decay, input (b, T, ...), state before (b, ...)
+_LENGTH = 8  # of a block: few operators, and an eighth of the work is left for the blocks' ends
 
 
-def in_blocks(decay: Tensor, x: Tensor, entry: Tensor | None) -> Tensor:
-    """The states h_t = decay_t h_{t-1} + x_t in some 2 sqrt(T) steps: all blocks at once, then block after block."""
+def _states(decay: Tensor, x: Tensor, entry: Tensor | None) -> Tensor:
+    """The states h_t = decay_t h_{t-1} + x_t, (b, T, ...), from the one before, (b, ...), in some 8 log8(T) steps.
+
+    All blocks advance together from a zero state; the states at their ends obey such a recurrence again, whose decays
+    are the blocks' products.
+    """
     T = x.shape[1]
-    length = isqrt(T - 1) + 1
-    blocks = -(-T // length)
-    end = (0, 0) * (x.ndim - 2) + (0, blocks * length - T)
-    a = F.pad(decay, end, value=1.0).unflatten(1, (blocks, length)).unbind(2)
-    h = list(F.pad(x, end).unflatten(1, (blocks, length)).unbind(2))
-    products = [a[0]]
+    length = min(T, _LENGTH)
+    a = _filled(decay).unflatten(1, (-1, length)).split(1, 2)  # each (b, blocks, 1, ...)
+    h = list(_filled(x).unflatten(1, (-1, length)).split(1, 2))
     for t in range(1, length):
         h[t] = a[t] * h[t - 1] + h[t]
-        products.append(a[t] * products[-1])
-    before = [torch.zeros_like(h[0][:, 0]) if entry is None else entry]
-    for block in range(blocks - 1):
-        before.append(products[-1][:, block] * before[-1] + h[-1][:, block])
-    states = torch.stack(h, 2) + torch.stack(products, 2) * torch.stack(before, 1).unsqueeze(2)
+    states = torch.cat(h, 2)
+    if T > length or entry is not None:
+        products = list(accumulate(a, torch.mul))
+        before = torch.zeros_like(h[0][:, :1]) if entry is None else entry[:, None, None]
+        if T > length:
+            ends = _states(products[-1][:, :-1, 0], h[-1][:, :-1, 0], entry)
+            before = torch.cat([before, ends.unsqueeze(2)], 1)
+        states = states + torch.cat(products, 2) * before
     return states.flatten(1, 2)[:, :T]
 
 
-def selective_scan_formula(scan: Scan, recurrence: Recurrence = in_blocks) -> tuple[Tensor, Tensor]:
+def _filled(x: Tensor) -> Tensor:
+    """x (b, T, ...) with zeros after its steps, up to whole blocks."""
+    T = x.shape[1]
+    missing = -T % min(T, _LENGTH)
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing)) if missing else x
+
+
+def selective_scan_formula(scan: Scan) -> tuple[Tensor, Tensor]:
     """The output, `scan.out_shape`, and the state after the last step, (b, K, d, N)."""
     K, dtype = scan.routes, scan.compute_dtype
     u = _at_steps(scan.u, scan, scan.u_by_step)
@@ -47,11 +57,12 @@ def selective_scan_formula(scan: Scan, recurrence: Recurrence = in_blocks) -> tu
     if scan.softplus:
         delta = F.softplus(delta)
     decay = torch.exp(delta[..., None] * scan.A).expand(-1, -1, K, -1, -1)
-    h = recurrence(decay, ((delta * u)[..., None] * B.unsqueeze(-2)).expand_as(decay), scan.initial_state)
-    last = h[:, -1]
+    h = _states(decay, ((delta * u)[..., None] * B.unsqueeze(-2)).expand_as(decay), scan.initial_state)
+    last = h[:, scan.steps - 1]
     y = h.squeeze(-1) if scan.C is None else (h * _at_steps(scan.C, scan, scan.by_step).unsqueeze(-2)).sum(-1)
     if scan.D is not None:
         y = y + scan.D * u
+    y = y[:, : scan.steps]
     if scan.order is not None:
         y = y * (scan.order.T >= 0)[None, :, :, None]
         if scan.out != "step":
@@ -62,11 +73,11 @@ def selective_scan_formula(scan: Scan, recurrence: Recurrence = in_blocks) -> tu
 
 
 def _at_steps(x: Tensor, scan: Scan, by_step: bool) -> Tensor:
-    """x (b, S, 1 or K, c) as scanned, (b, T, 1 or K, c); an entry of -1 reads zeros."""
+    """x (b, S, 1 or K, c) as scanned, (b, T, 1 or K, c); an entry of -1 reads zeros, as do steps that fill a block."""
     x = x.to(scan.compute_dtype)
-    if by_step or scan.order is None:
-        return x
-    x = x.expand(-1, -1, scan.routes, -1)
-    index = scan.order.long().clamp(min=0)
-    rows = torch.stack([x[:, :, k].index_select(1, index[k]) for k in range(scan.routes)], 2)
-    return rows * (scan.order.T >= 0)[None, :, :, None]
+    if not by_step and scan.order is not None:
+        x = x.expand(-1, -1, scan.routes, -1)
+        index = scan.order.long().clamp(min=0)
+        rows = torch.stack([x[:, :, k].index_select(1, index[k]) for k in range(scan.routes)], 2)
+        x = rows * (scan.order.T >= 0)[None, :, :, None]
+    return _filled(x)

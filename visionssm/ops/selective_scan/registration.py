@@ -14,7 +14,7 @@ from torch import Tensor
 from .backends import choose_backend, running_backend
 from .contract import Scan
 from .derivatives import register_derivatives
-from .doubling import selective_scan_doubling
+from .formula import selective_scan_formula
 
 _FIELDS = len(Scan._fields)
 _TYPES = {
@@ -90,5 +90,5 @@ register_derivatives(_library, _forward, _backward)
 def _decompose(*args):
     """What the ONNX exporter puts in the place of the operator."""
     scan = Scan(*args[:_FIELDS])
-    out, last = selective_scan_doubling(scan)
+    out, last = selective_scan_formula(scan)
     return out, last if scan.last_state else scan.nothing, scan.nothing

@@ -1,0 +1,165 @@
+"""Every model as an ONNX file: nodes, size, agreement and time, as a table."""
+
+import csv
+import io
+import tempfile
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, nearest
+from ..files import write_text
+from ._exporting import attempt
+
+_DENSE_SIZE = 64
+_SECOND_SIZE = (128, 96)
+_HEADS = {
+    "model": "model",
+    "input": "input",
+    "nodes": "nodes",
+    "mib": "MiB",
+    "difference": "difference",
+    "difference_second": "of maps at the second size",
+    "difference_float16": "in float16",
+    "eager_ms": "eager (ms)",
+    "onnxruntime_ms": "ONNX Runtime (ms)",
+    "note": "note",
+}
+
+
+def write_table(patterns: list[str], path: Path) -> None:
+    """Export every model whose name matches a pattern, and keep the table up to date after each.
+
+    Args:
+        patterns: Shell patterns of names.
+        path: The table, Markdown; the same as CSV lies beside it. Rows that the CSV has are kept.
+
+    Raises:
+        UserError: no name matches.
+    """
+    from .. import list_models, restoration, segmentation
+
+    classifiers, dense = list_models(), [*segmentation.list_models(), *restoration.list_models()]
+    names = [name for name in [*classifiers, *dense] if any(fnmatch(name, pattern) for pattern in patterns)]
+    if not names:
+        known = [*classifiers, *dense]
+        raise UserError(f"no model of this package matches {' '.join(patterns)}{nearest(patterns[0], known)}")
+    data = path.with_suffix(".csv")
+    rows: dict[str, dict[str, str]] = {}
+    if data.exists():
+        with open(data, newline="") as stream:
+            rows = {row["model"]: row for row in csv.DictReader(stream)}
+    for name in names:
+        if name not in rows:
+            rows[name] = _dense_row(name) if name in dense else _classifier_row(name)
+            print(", ".join(f"{key} {value}" for key, value in rows[name].items()), flush=True)
+            _write(path, [rows[key] for key in sorted(rows)])
+    _write(path, [rows[key] for key in sorted(rows)])
+
+
+def _classifier_row(name: str) -> dict[str, str]:
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    from ..analysis.exporting import FeatureMaps
+
+    cfg = get_pretrained_cfg(name, allow_unregistered=False)
+    assert cfg is not None
+
+    def at_second_size() -> Any:
+        model: Any = timm.create_model(name, exportable=True)
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(_SECOND_SIZE)
+        return FeatureMaps(model)
+
+    return _row(
+        name,
+        partial(timm.create_model, name, exportable=True),
+        at_second_size,
+        tuple(cfg.input_size),
+        (cfg.input_size[0], *_SECOND_SIZE),
+    )
+
+
+def _dense_row(name: str) -> dict[str, str]:
+    from .. import restoration, segmentation
+
+    package: Any = segmentation if name in segmentation.list_models() else restoration
+    build = partial(package.create_model, name)
+    model = build()
+    dims = getattr(model, "spatial_dims", 2)
+    shape = (model.in_chans, *(_DENSE_SIZE,) * dims)
+    return _row(name, build, build, shape, (model.in_chans, *(_DENSE_SIZE,) * (dims - 2), *_SECOND_SIZE))
+
+
+def _row(
+    name: str,
+    build: Callable[[], Any],
+    build_second: Callable[[], Any],
+    shape: tuple[int, ...],
+    second: tuple[int, ...],
+) -> dict[str, str]:
+    import torch
+
+    row = {"model": name, "input": "x".join(map(str, shape[1:]))}
+    for column, make, size, dtype in (
+        ("difference", build, shape, torch.float32),
+        ("difference_second", build_second, second, torch.float32),
+        ("difference_float16", build, shape, torch.float16),
+    ):
+        try:
+            told = attempt(partial(_exported, make, size, dtype, first=column == "difference"), name)
+        except UserError as error:
+            row["note"] = f"{row.get('note', '')} {_HEADS[column]}: {error}".strip()
+            continue
+        row[column] = f"{told.difference:.1e}"
+        if told.eager is not None:
+            row |= {"nodes": str(told.nodes), "mib": f"{told.size / 2**20:.1f}"}
+            row |= {"eager_ms": f"{1e3 * told.eager:.1f}", "onnxruntime_ms": f"{1e3 * told.runtime:.1f}"}
+    return row
+
+
+def _exported(build: Callable[[], Any], shape: tuple[int, ...], dtype: Any, *, first: bool) -> Any:
+    import torch
+
+    from ..analysis.exporting import export_model
+
+    torch.manual_seed(0)
+    model = build().eval().to(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        image = torch.randn(2 if first else 1, *shape).to(dtype)
+        return export_model(model, image, Path(folder) / "model.onnx", dynamic_batch=first, timed=first)
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    import onnxruntime
+    import torch
+
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(_HEADS))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path.with_suffix(".csv"), stream.getvalue())
+    second = "x".join(map(str, _SECOND_SIZE))
+    lines = [
+        "# Models as ONNX files",
+        "",
+        "Written by `python tools/export.py --all PATTERN --output FILE.md`; rows that a table has are kept. Weights "
+        "are random. Each file was run in ONNX Runtime; differences are the largest ones of the outputs, over the "
+        "spread of the model's outputs, and above 1e-4, in float16 above 3e-2, a file is refused. The first file has "
+        "an open batch and was run with one image and with three; nodes, MiB and times are its own. The second is for "
+        f"one image of {second}: a classifier's holds its feature maps (`--features-only`), a dense model's its output "
+        "again. The third is for one image in float16, where the model itself is float16. Times are of one image on a "
+        f"CPU, the smallest of three, with {torch.get_num_threads()} thread, torch {torch.__version__} and ONNX "
+        f"Runtime {onnxruntime.__version__}.",
+        "",
+        f"| {' | '.join(_HEADS.values())} |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        cells = [row.get(key, "") or "" for key in _HEADS]
+        cells[0] = f"`{cells[0]}`"
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    write_text(path, "\n".join([*lines, ""]))

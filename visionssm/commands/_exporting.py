@@ -1,0 +1,26 @@
+"""What the commands that export share: an exporter's failure as one sentence."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import UserError
+
+
+def attempt(work: Callable[[], Any], what: str) -> Any:
+    """What an export of `what` returns.
+
+    Raises:
+        UserError: it failed.
+    """
+    try:
+        return work()
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+    except Exception as error:  # exporters raise errors of many kinds, and chain the reason
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise UserError(f"{what} cannot be exported: {lines[0][:300]}") from error
