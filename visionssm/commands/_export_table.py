@@ -11,9 +11,8 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..files import write_text
-from ._exporting import attempt
+from ._exporting import DENSE_SIZE, attempt
 
-_DENSE_SIZE = 64
 _SECOND_SIZE = (128, 96)
 _HEADS = {
     "model": "model",
@@ -90,8 +89,8 @@ def _dense_row(name: str) -> dict[str, str]:
     build = partial(package.create_model, name)
     model = build()
     dims = getattr(model, "spatial_dims", 2)
-    shape = (model.in_chans, *(_DENSE_SIZE,) * dims)
-    return _row(name, build, build, shape, (model.in_chans, *(_DENSE_SIZE,) * (dims - 2), *_SECOND_SIZE))
+    shape = (model.in_chans, *(DENSE_SIZE,) * dims)
+    return _row(name, build, build, shape, (model.in_chans, *(DENSE_SIZE,) * (dims - 2), *_SECOND_SIZE))
 
 
 def _row(

@@ -20,11 +20,9 @@ from typing import Any
 from ..errors import UserError, nearest
 from ._boundary import bounded
 from ._export_table import write_table
-from ._exporting import attempt
+from ._exporting import DENSE_SIZE, attempt
 from ._inference_options import add_model_options, read_classifier
 from ._parser import command_parser
-
-_SIZE = 64  # of a dense model's images, where none is given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +117,7 @@ def _write_program(args: argparse.Namespace) -> None:
             raise UserError(f"{name} is a dense model, whose output is a map already; leave out --features-only")
         model, output_name = _dense_model(args, name), dense[name]
         dims = getattr(model, "spatial_dims", 2)
-        shape = [model.in_chans, *_sized(args.img_size or [_SIZE], dims)]
+        shape = [model.in_chans, *_sized(args.img_size or [DENSE_SIZE], dims)]
         metadata = {"model": name}
     else:
         _known(args.model, dense)
