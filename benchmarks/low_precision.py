@@ -13,6 +13,7 @@ import io
 import warnings
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/low_precision.md"))
     args = parser.parse_args(argv)
+    if find_spec("torchao") is None:
+        parser.error("torchao is missing: pip install 'visionssm[ecosystem]'")
     torch.set_num_threads(1)
     name, model, images, labels = read(args.checkpoint, args.data_dir)
     lines = rows_of(name, model, images, labels, args.repeats)
