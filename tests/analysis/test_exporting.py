@@ -91,6 +91,8 @@ def test_a_program_that_differs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="differs from the model"):
         export_model(Stateful(3, 2), torch.randn(2, 3), tmp_path / "m.pt2")
     assert not list(tmp_path.iterdir())
+    told = export_model(Stateful(3, 2), torch.randn(2, 3), tmp_path / "m.pt2", tolerance=100.0)
+    assert 1e-4 < told.difference < 100 and (tmp_path / "m.pt2").exists()
 
 
 def test_feature_maps_are_those_of_the_model():
@@ -116,6 +118,19 @@ def test_a_convolution_of_volumes_without_bias(tmp_path):
     assert told.difference < 1e-5 and told.nodes == 1 and told.eager is None
 
 
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_stable_sort(descending, tmp_path):
+    """Of more equal values than an unstable sort leaves in place."""
+    pytest.importorskip("onnxruntime")
+
+    class Sort(torch.nn.Module):
+        def forward(self, x):
+            return tuple((x * 2).round().sort(dim=1, stable=True, descending=descending))
+
+    image = torch.randn(2, 500, 3)
+    assert export_model(Sort(), image, tmp_path / "m.onnx").difference == 0
+
+
 def test_a_table_keeps_its_rows(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     (tmp_path / "t.csv").write_text("model,input,nodes\ntest_vim,64x64,12345\n")
@@ -135,7 +150,7 @@ def test_a_table_of_classifiers_and_dense_models(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_vm_unet", "test_mambair"])
+@pytest.mark.parametrize("name", ["test_vm_unet", "test_mambair", "test_mambairv2"])
 def test_dense_models_export(name, tmp_path, capsys):
     assert main(["--model", name, "--img-size", "32", "--output", str(tmp_path / "m.onnx")]) == 0, capsys.readouterr()
 
@@ -151,6 +166,7 @@ def test_dense_models_export(name, tmp_path, capsys):
         (["--model", "test_vim", "--push", "a/b", "--output", "m.onnx"], "--push uploads a folder"),
         (["--model", "test_vim", "--img-size", "1", "2", "3", "--output", "m.onnx"], "1 or 2 numbers"),
         (["--model", "test_vmamba", "--img-size", "0", "--output", "m.onnx"], "at least 1"),
+        (["--model", "test_vmamba", "--tolerance", "0", "--output", "m.onnx"], "above 0"),
         (
             ["--model", "test_vmamba", "--dynamic-size", "--img-size", "96", "--output", "m.pt2"],
             "become part of the program",

@@ -11,9 +11,10 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..files import write_text
-from ._exporting import DENSE_SIZE, attempt
+from ._exporting import attempt
 
-_SECOND_SIZE = (128, 96)
+_SECOND_SIZE = (128, 96)  # of classifiers
+_DENSE_SIDES = {2: 128, 3: 64}  # of images and volumes
 _HEADS = {
     "model": "model",
     "input": "input",
@@ -86,11 +87,18 @@ def _dense_row(name: str) -> dict[str, str]:
     from .. import restoration, segmentation
 
     package: Any = segmentation if name in segmentation.list_models() else restoration
-    build = partial(package.create_model, name)
-    model = build()
+
+    def build(size: tuple[int, ...]) -> Any:
+        try:
+            return package.create_model(name, input_size=size)  # some are tied to it
+        except TypeError:
+            return package.create_model(name)
+
+    model = build((_DENSE_SIDES[2],) * 2)
     dims = getattr(model, "spatial_dims", 2)
-    shape = (model.in_chans, *(DENSE_SIZE,) * dims)
-    return _row(name, build, build, shape, (model.in_chans, *(DENSE_SIZE,) * (dims - 2), *_SECOND_SIZE))
+    size = (_DENSE_SIDES[dims],) * dims
+    second = (*size[:-1], size[-1] // 2)
+    return _row(name, partial(build, size), partial(build, second), (model.in_chans, *size), (model.in_chans, *second))
 
 
 def _row(
@@ -149,10 +157,10 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
         "are random. Each file was run in ONNX Runtime; differences are the largest ones of the outputs, over the "
         "spread of the model's outputs, and above 1e-4, in float16 above 3e-2, a file is refused. The first file has "
         "an open batch and was run with one image and with three; nodes, MiB and times are its own. The second is for "
-        f"one image of {second}: a classifier's holds its feature maps (`--features-only`), a dense model's its output "
-        "again. The third is for one image in float16, where the model itself is float16. Times are of one image on a "
-        f"CPU, the smallest of three, with {torch.get_num_threads()} thread, torch {torch.__version__} and ONNX "
-        f"Runtime {onnxruntime.__version__}.",
+        f"one image of another size: a classifier's for {second}, with its feature maps (`--features-only`), a dense "
+        "model's for half the width, with its output. The third is for one image in float16, where the model itself is "
+        "float16. Times are of one image on a CPU, the smallest of three, with "
+        f"{torch.get_num_threads()} thread, torch {torch.__version__} and ONNX Runtime {onnxruntime.__version__}.",
         "",
         f"| {' | '.join(_HEADS.values())} |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",

@@ -1,11 +1,9 @@
-"""What the export of one model and that of all share."""
+"""What the commands that export share: an exporter's failure as one sentence."""
 
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import UserError
-
-DENSE_SIZE = 64  # pixels of a dense model's images, where none are given
 
 
 def attempt(work: Callable[[], Any], what: str) -> Any:

@@ -20,9 +20,11 @@ from typing import Any
 from ..errors import UserError, nearest
 from ._boundary import bounded
 from ._export_table import write_table
-from ._exporting import DENSE_SIZE, attempt
+from ._exporting import attempt
 from ._inference_options import add_model_options, read_classifier
 from ._parser import command_parser
+
+_SIZE = 64  # of a dense model's images, where none is given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dynamic-size", action="store_true", help="leave height and width open, which models without a scan can")
     add("--features-only", action="store_true", help="feature maps in the place of logits")
     add("--half", action="store_true", help="weights and images in float16")
+    add("--tolerance", type=float, metavar="X", help="largest difference allowed (default: 1e-4, in float16 3e-2)")
     add("--standalone", action="store_true", help="a .pt2 that loads where visionssm is not installed")
     add(
         "--push",
@@ -96,8 +99,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--push uploads a folder: give --output without an ending")
     if args.yes and not args.push:
         raise UserError("--yes confirms --push, which is not given")
-    if not ending and (args.features_only or args.half or args.img_size or args.dynamic_size):
+    if not ending and (args.features_only or args.half or args.img_size or args.dynamic_size or args.tolerance):
         raise UserError("a folder for timm holds the model as it is: export .onnx or .pt2 for another form of it")
+    if args.tolerance is not None and not args.tolerance > 0:
+        raise UserError(f"--tolerance is a share of the outputs' spread above 0, found {args.tolerance}")
     if args.img_size and min(args.img_size) < 1:
         raise UserError(f"--img-size takes sizes of at least 1, found {args.img_size}")
 
@@ -117,7 +122,7 @@ def _write_program(args: argparse.Namespace) -> None:
             raise UserError(f"{name} is a dense model, whose output is a map already; leave out --features-only")
         model, output_name = _dense_model(args, name), dense[name]
         dims = getattr(model, "spatial_dims", 2)
-        shape = [model.in_chans, *_sized(args.img_size or [DENSE_SIZE], dims)]
+        shape = [model.in_chans, *_sized(args.img_size or [_SIZE], dims)]
         metadata = {"model": name}
     else:
         _known(args.model, dense)
@@ -143,6 +148,7 @@ def _write_program(args: argparse.Namespace) -> None:
             standalone=args.standalone,
             output_name=output_name,
             metadata=metadata,
+            tolerance=args.tolerance,
         ),
         f"{name} at {' x '.join(map(str, shape[1:]))}",
     )

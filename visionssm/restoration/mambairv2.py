@@ -63,11 +63,14 @@ class WindowAttention(nn.Module):
         if shift:
             qkv = qkv.roll((-shift, -shift), (1, 2))
         x = qkv.view(b, h // n, n, w // n, n, 3, self.heads, -1).permute(5, 0, 1, 3, 6, 2, 4, 7)
-        q, k, v = x.flatten(5, 6).unbind(0)  # (b, rows, columns, heads, n * n, c / heads)
-        bias = self.relative_position_bias_table[self.position].permute(2, 0, 1)
-        mask = bias + self._shift_mask(h, w, shift, bias) if shift else bias
+        x = x.flatten(5, 6)  # (3, b, rows, columns, heads, n * n, c / heads)
+        mask = self.relative_position_bias_table[self.position].permute(2, 0, 1)
+        if shift:
+            mask = (mask + self._shift_mask(h, w, shift, mask)).flatten(0, 2)
+        # of four dimensions, which fast kernels and exporters ask for; every image takes the same mask
+        q, k, v = (x.flatten(2, 4) if shift else x.flatten(1, 3)).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-        y = y.unflatten(4, (n, n)).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, -1)
+        y = y.view(b, h // n, w // n, self.heads, n, n, -1).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, -1)
         y = self.proj(y)
         return y.roll((shift, shift), (1, 2)) if shift else y
 
