@@ -172,6 +172,7 @@ def test_dense_models_export(name, tmp_path, capsys):
             "become part of the program",
         ),
         (["--all", "nothing*", "--output", "m.md"], "no model of this package matches"),
+        (["--all", "test_vim", "--half", "--output", "m.md"], "leave out --half"),
     ],
 )
 def test_bad_input_ends_in_a_sentence(told, sentence, tmp_path, capsys, monkeypatch):

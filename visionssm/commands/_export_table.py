@@ -94,7 +94,7 @@ def _dense_row(name: str) -> dict[str, str]:
         except TypeError:
             return package.create_model(name)
 
-    model = build((_DENSE_SIDES[2],) * 2)
+    model = attempt(partial(build, (_DENSE_SIDES[2],) * 2), name)
     dims = getattr(model, "spatial_dims", 2)
     size = (_DENSE_SIDES[dims],) * dims
     second = (*size[:-1], size[-1] // 2)

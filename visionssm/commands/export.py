@@ -85,6 +85,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.all is not None:
         if ending != ".md":
             raise UserError(f"--all writes a table: --output ends in .md, found {args.output}")
+        others = "model checkpoint img_size half features_only dynamic_size static_batch tolerance".split()
+        if told := [f"--{key.replace('_', '-')}" for key in others if getattr(args, key)]:
+            raise UserError(f"--all exports every model in the same ways: leave out {', '.join(told)}")
         return
     if ending in (".pt", ".pth", ".torchscript", ".ts"):
         raise UserError(

@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
             mask = (mask + self._shift_mask(h, w, shift, mask)).flatten(0, 2)
         # of four dimensions, which fast kernels and exporters ask for; every image takes the same mask
         q, k, v = (x.flatten(2, 4) if shift else x.flatten(1, 3)).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype).unsqueeze(0))
         y = y.view(b, h // n, w // n, self.heads, n, n, -1).permute(0, 1, 4, 2, 5, 3, 6).reshape(b, h, w, -1)
         y = self.proj(y)
         return y.roll((shift, shift), (1, 2)) if shift else y
