@@ -42,7 +42,7 @@ PARTS = {
     "timm": ["tests/timm_suite/run.py", "--pytest-args=-n 2 --durations=10"],
     "faults": ["tests/engine/fault_run.py"],
     "sharded": ["tests/engine/sharded_fault_run.py"],
-    "digits": ["-m", "pytest", "-q", "tests/engine", "-k", "digits_recipes_reach", "--durations=0"],
+    "digits": [*TESTS, "tests/engine", "-k", "digits_recipes_reach"],
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from visionssm.files import replacing, write_atomically, write_text
+from visionssm.files import replacing, replacing_pair, write_atomically, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -25,3 +25,16 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pair_is_replaced_or_stays(tmp_path):
+    path, companion = tmp_path / "model", tmp_path / "weights"
+    for text in ("old", "new"):
+        with replacing_pair(path, companion) as written:
+            for file in written:
+                file.write_text(text)
+    with pytest.raises(OSError, match="disk full"), replacing_pair(path, companion) as (first, _):
+        first.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == companion.read_text() == "new"
+    assert sorted(tmp_path.iterdir()) == [path, companion]

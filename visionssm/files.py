@@ -32,6 +32,32 @@ def replacing(path: str | os.PathLike, suffix: str = ".tmp") -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def replacing_pair(path: str | os.PathLike, companion: str | os.PathLike) -> Iterator[tuple[Path, Path]]:
+    """Like `replacing`, of two files beside each other, of which the first refers to the second by its name.
+
+    They are written into a temporary folder, under their own names. A reader sees the old pair, the new one, or no
+    first file.
+
+    Args:
+        path: Target of the first file; its folder is created when missing.
+        companion: Target of the second, in the same folder.
+    """
+    path, companion = Path(path), Path(companion)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder, path.name), Path(folder, companion.name)
+        yield written
+        for file in written:
+            with open(file, "rb+") as stream:
+                os.fsync(stream.fileno())
+            os.chmod(file, 0o666 & ~_umask())
+        path.unlink(missing_ok=True)
+        os.replace(written[1], companion)
+        os.replace(written[0], path)
+    sync_folder(path.parent)
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], object]) -> None:
     """Create or replace a file: write beside it, fsync, rename.
 

@@ -118,6 +118,22 @@ def test_a_convolution_of_volumes_without_bias(tmp_path):
     assert told.difference < 1e-5 and told.nodes == 1 and told.eager is None
 
 
+def test_weights_beyond_one_file_lie_beside_it(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("visionssm.analysis.exporting._ONNX_LIMIT", 4096)
+    model, image = torch.nn.Linear(64, 64), torch.randn(2, 64)
+    for _ in range(2):  # the second takes the place of the first
+        torch.nn.init.normal_(model.weight)
+        told = export_model(model, image, tmp_path / "m.onnx")
+        assert told.difference < 1e-5 and told.size > 4 * 64 * 64
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+        assert (tmp_path / "m.onnx").stat().st_size < 4096
+        assert all(p.stat().st_mode & 0o044 for p in tmp_path.iterdir())
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": image.numpy()})
+    assert torch.allclose(torch.from_numpy(found), model(image), atol=1e-5)
+
+
 @pytest.mark.parametrize("descending", [False, True])
 def test_a_stable_sort(descending, tmp_path):
     """Of more equal values than an unstable sort leaves in place."""

@@ -1,7 +1,8 @@
 """Export of a model with torch.export or to ONNX, checked against the model it was made from."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..files import replacing
+from ..files import replacing, replacing_pair
 from ..ops import causal_conv1d, causal_ssd, quasi_separable_ssd, selective_scan, tree_scan, wavefront_scan
 
 FORMATS = {".pt2": "export", ".onnx": "onnx"}
@@ -28,7 +29,7 @@ class Exported(NamedTuple):
         difference: Largest difference of the written program's outputs to the model's, over their spread (the
             difference of their largest and smallest value), over all checks.
         nodes: Operators in the program.
-        size: Bytes of the file.
+        size: Bytes of the file, with those of weights beside it.
         checked: Shapes of the images it was checked with.
         eager: Seconds of one image in the model, the smallest of three; None if not timed.
         runtime: Seconds of one image in the written program, likewise.
@@ -87,7 +88,8 @@ def export_model(
             evaluation mode.
         image: Example images (b, c, h, w) or volumes (b, c, d, h, w), b at least 2 for a dynamic batch; float32, or
             float16 for a model of that.
-        path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format.
+        path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format. Weights of more than 2 GiB,
+            which one ONNX file cannot hold, lie beside it, in the file of this name with `.data` at its end.
         dynamic_batch: Leave the batch size open.
         dynamic_size: Leave height and width open, from 64 pixels on. Scan orders and numbers of steps become part of
             the program, so a model that scans is refused.
@@ -107,18 +109,12 @@ def export_model(
         raise ValueError(f"cannot tell the format from {path.name!r}; the ending must be one of {', '.join(FORMATS)}")
     if path.suffix == ".onnx":
         _require_onnx()
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        if weights > _ONNX_LIMIT:
-            raise ValueError(
-                f"{weights / 2**30:.1f} GiB of weights do not fit into one ONNX file, whose limit is 2 GiB; "
-                "write .pt2, or half of it with float16"
-            )
     model = getattr(model, "_orig_mod", model).eval()
     with torch.no_grad():
         program = _traced(model, image, dynamic_batch, dynamic_size)
         if standalone or path.suffix == ".onnx":
             program = _decomposed(program) if path.suffix == ".pt2" else program
-        with replacing(path, suffix=path.suffix) as temporary:
+        with _written(path, model) as (temporary, data):
             if path.suffix == ".pt2":
                 torch.export.save(program, temporary)
                 run = torch.export.load(temporary).module()
@@ -140,7 +136,7 @@ def export_model(
                 assert onnx_program is not None, "with dynamo the program is returned"
                 _simplify(onnx_program.model)
                 onnx_program.model.metadata_props.update(metadata or {})
-                onnx_program.save(temporary)
+                _save_onnx(onnx_program.model, temporary, data)
                 nodes = sum(1 for _ in onnx_program.model.graph.all_nodes())
                 run = _onnx_session(str(temporary))
             shapes = _shapes(image, dynamic_batch, dynamic_size)
@@ -151,11 +147,24 @@ def export_model(
                     f"the written program differs from the model by {difference:.1e} of the outputs' spread, more than "
                     f"the tolerance of {allowed:.0e}; nothing was written"
                 )
-            told = Exported(difference, nodes, temporary.stat().st_size, shapes)
+            size = sum(file.stat().st_size for file in (temporary, data) if file)
+            told = Exported(difference, nodes, size, shapes)
             if timed:
                 one = image.new_empty(shapes[0]).normal_()
                 told = told._replace(eager=_seconds(lambda: model(one)), runtime=_seconds(lambda: run(one)))
     return told
+
+
+@contextlib.contextmanager
+def _written(path: Path, model: nn.Module) -> Iterator[tuple[Path, Path | None]]:
+    """The file to write in place of `path`, and one for the weights where ONNX needs it."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if path.suffix == ".onnx" and weights > _ONNX_LIMIT:
+        with replacing_pair(path, path.with_name(f"{path.name}.data")) as pair:
+            yield pair
+    else:
+        with replacing(path, suffix=path.suffix) as temporary:
+            yield temporary, None
 
 
 def _traced(model: nn.Module, image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> torch.export.ExportedProgram:
@@ -242,6 +251,12 @@ def _simplify(model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def _save_onnx(model, path: Path, data: Path | None) -> None:
+    import onnx_ir
+
+    onnx_ir.save(model, path, external_data=data and data.name)
 
 
 def _shapes(image: Tensor, dynamic_batch: bool, dynamic_size: bool) -> list[tuple[int, ...]]:
