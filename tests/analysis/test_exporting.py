@@ -157,9 +157,11 @@ def test_a_table_keeps_its_rows(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_table_of_classifiers_and_dense_models(tmp_path, capsys):
-    assert main(["--all", "test_vssd", "test_eamamba", "--output", str(tmp_path / "t.md")]) == 0, capsys.readouterr()
+    told = ["--all", "test_vssd", "test_eamamba", "--img-size", "32", "48", "--output", str(tmp_path / "t.md")]
+    assert main(told) == 0, capsys.readouterr()
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert [row["model"] for row in rows] == ["test_eamamba", "test_vssd"] and not any(row["note"] for row in rows)
+    assert [(row["model"], row["input"]) for row in rows] == [("test_eamamba", "32x48"), ("test_vssd", "32x48")]
+    assert not any(row["note"] for row in rows)
     for row in rows:
         assert max(float(row["difference"]), float(row["difference_second"])) < 1e-4
         assert float(row["difference_float16"]) < 3e-2 and float(row["eager_ms"]) > 0
@@ -188,6 +190,7 @@ def test_dense_models_export(name, tmp_path, capsys):
             "become part of the program",
         ),
         (["--all", "nothing*", "--output", "m.md"], "no model of this package matches"),
+        (["--all", "test_vim", "--img-size", "0", "--output", "m.md"], "at least 1"),
         (["--all", "test_vim", "--half", "--output", "m.md"], "leave out --half"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from ..files import write_text
-from ._exporting import attempt
+from ._exporting import attempt, sized
 
 _SECOND_SIZE = (128, 96)  # of classifiers
 _DENSE_SIDES = {2: 128, 3: 64}  # of images and volumes
@@ -29,12 +29,14 @@ _HEADS = {
 }
 
 
-def write_table(patterns: list[str], path: Path) -> None:
+def write_table(patterns: list[str], path: Path, img_size: list[int] | None = None) -> None:
     """Export every model whose name matches a pattern, and keep the table up to date after each.
 
     Args:
         patterns: Shell patterns of names.
         path: The table, Markdown; the same as CSV lies beside it. Rows that the CSV has are kept.
+        img_size: Height and width, or one number for both; None for a classifier's published size, and for 128 pixels
+            or volumes of 64 of a dense model.
 
     Raises:
         UserError: no name matches.
@@ -53,13 +55,13 @@ def write_table(patterns: list[str], path: Path) -> None:
             rows = {row["model"]: row for row in csv.DictReader(stream)}
     for name in names:
         if name not in rows:
-            rows[name] = _dense_row(name) if name in dense else _classifier_row(name)
+            rows[name] = _dense_row(name, img_size) if name in dense else _classifier_row(name, img_size)
             print(", ".join(f"{key} {value}" for key, value in rows[name].items()), flush=True)
             _write(path, [rows[key] for key in sorted(rows)])
     _write(path, [rows[key] for key in sorted(rows)])
 
 
-def _classifier_row(name: str) -> dict[str, str]:
+def _classifier_row(name: str, img_size: list[int] | None) -> dict[str, str]:
     import timm
     from timm.models import get_pretrained_cfg
 
@@ -68,22 +70,19 @@ def _classifier_row(name: str) -> dict[str, str]:
     cfg = get_pretrained_cfg(name, allow_unregistered=False)
     assert cfg is not None
 
-    def at_second_size() -> Any:
+    def build(size: tuple[int, ...]) -> Any:
         model: Any = timm.create_model(name, exportable=True)
-        if hasattr(model, "set_input_size"):
-            model.set_input_size(_SECOND_SIZE)
-        return FeatureMaps(model)
+        if hasattr(model, "set_input_size") and size != cfg.input_size[1:]:
+            model.set_input_size(size)
+        return model
 
-    return _row(
-        name,
-        partial(timm.create_model, name, exportable=True),
-        at_second_size,
-        tuple(cfg.input_size),
-        (cfg.input_size[0], *_SECOND_SIZE),
-    )
+    channels = cfg.input_size[0]
+    size = tuple(sized(img_size, 2)) if img_size else cfg.input_size[1:]
+    second = (channels, *_SECOND_SIZE)
+    return _row(name, partial(build, size), lambda: FeatureMaps(build(_SECOND_SIZE)), (channels, *size), second)
 
 
-def _dense_row(name: str) -> dict[str, str]:
+def _dense_row(name: str, img_size: list[int] | None) -> dict[str, str]:
     from .. import restoration, segmentation
 
     package: Any = segmentation if name in segmentation.list_models() else restoration
@@ -96,7 +95,7 @@ def _dense_row(name: str) -> dict[str, str]:
 
     model = attempt(partial(build, (_DENSE_SIDES[2],) * 2), name)
     dims = getattr(model, "spatial_dims", 2)
-    size = (_DENSE_SIDES[dims],) * dims
+    size = tuple(sized(img_size or [_DENSE_SIDES[dims]], dims))
     second = (*size[:-1], size[-1] // 2)
     return _row(name, partial(build, size), partial(build, second), (model.in_chans, *size), (model.in_chans, *second))
 
@@ -153,13 +152,14 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
     lines = [
         "# Models as ONNX files",
         "",
-        "Written by `python tools/export.py --all PATTERN --output FILE.md`; rows that a table has are kept. Weights "
-        "are random. Each file was run in ONNX Runtime; differences are the largest ones of the outputs, over the "
-        "spread of the model's outputs, and above 1e-4, in float16 above 3e-2, a file is refused. The first file has "
-        "an open batch and was run with one image and with three; nodes, MiB and times are its own. The second is for "
-        f"one image of another size: a classifier's for {second}, with its feature maps (`--features-only`), a dense "
-        "model's for half the width, with its output. The third is for one image in float16, where the model itself is "
-        "float16. Times are of one image on a CPU, the smallest of three, with "
+        "Written by `python tools/export.py --all PATTERN --output FILE.md`, with `--img-size N` where the input is "
+        "not the published one, 128 pixels or a volume of 64; rows that a table has are kept. Weights are random. "
+        "Each file was run in ONNX Runtime; differences are the largest ones of the outputs, over the spread of the "
+        "model's outputs, and above 1e-4, in float16 above 3e-2, a file is refused. The first file has an open "
+        "batch and was run with one image and with three; nodes, MiB and times are its own. The second is for one "
+        f"image of another size: a classifier's for {second}, with its feature maps (`--features-only`), a dense "
+        "model's for half the width, with its output. The third is for one image in float16, where the model itself "
+        "is float16. Times are of one image on a CPU, the smallest of three, with "
         f"{torch.get_num_threads()} thread, torch {torch.__version__} and ONNX Runtime {onnxruntime.__version__}.",
         "",
         f"| {' | '.join(_HEADS.values())} |",

@@ -24,3 +24,10 @@ def attempt(work: Callable[[], Any], what: str) -> Any:
             cause = cause.__cause__
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise UserError(f"{what} cannot be exported: {lines[0][:300]}") from error
+
+
+def sized(size: list[int], dims: int) -> list[int]:
+    """What --img-size says for a model of so many dimensions."""
+    if len(size) not in (1, dims):
+        raise UserError(f"--img-size takes 1 or {dims} numbers for this model, found {len(size)}")
+    return size * dims if len(size) == 1 else list(size)

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import UserError, nearest
 from ._boundary import bounded
 from ._export_table import write_table
-from ._exporting import attempt
+from ._exporting import attempt, sized
 from ._inference_options import add_model_options, read_classifier
 from ._parser import command_parser
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _check(args)
     if args.all is not None:
-        write_table(args.all or ["*"], args.output)
+        write_table(args.all or ["*"], args.output, args.img_size)
     elif not args.output.suffix:
         _write_folder(args)
     else:
@@ -82,10 +82,12 @@ def _check(args: argparse.Namespace) -> None:
     from ..analysis.exporting import FORMATS
 
     ending = args.output.suffix
+    if args.img_size and min(args.img_size) < 1:
+        raise UserError(f"--img-size takes sizes of at least 1, found {args.img_size}")
     if args.all is not None:
         if ending != ".md":
             raise UserError(f"--all writes a table: --output ends in .md, found {args.output}")
-        others = "model checkpoint img_size half features_only dynamic_size static_batch tolerance".split()
+        others = "model checkpoint half features_only dynamic_size static_batch tolerance".split()
         if told := [f"--{key.replace('_', '-')}" for key in others if getattr(args, key)]:
             raise UserError(f"--all exports every model in the same ways: leave out {', '.join(told)}")
         return
@@ -106,8 +108,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("a folder for timm holds the model as it is: export .onnx or .pt2 for another form of it")
     if args.tolerance is not None and not args.tolerance > 0:
         raise UserError(f"--tolerance is a share of the outputs' spread above 0, found {args.tolerance}")
-    if args.img_size and min(args.img_size) < 1:
-        raise UserError(f"--img-size takes sizes of at least 1, found {args.img_size}")
 
 
 def _write_program(args: argparse.Namespace) -> None:
@@ -125,14 +125,14 @@ def _write_program(args: argparse.Namespace) -> None:
             raise UserError(f"{name} is a dense model, whose output is a map already; leave out --features-only")
         model, output_name = _dense_model(args, name), dense[name]
         dims = getattr(model, "spatial_dims", 2)
-        shape = [model.in_chans, *_sized(args.img_size or [_SIZE], dims)]
+        shape = [model.in_chans, *sized(args.img_size or [_SIZE], dims)]
         metadata = {"model": name}
     else:
         _known(args.model, dense)
         classifier = read_classifier(args, args.model, images={"img_size": None}, exportable=True)
         name, model, output_name = classifier.name, classifier.model, "logits"
         channels, *size = classifier.data_config["input_size"]
-        size = _sized(args.img_size, 2) if args.img_size else size
+        size = sized(args.img_size, 2) if args.img_size else size
         if args.img_size and hasattr(model, "set_input_size"):
             attempt(lambda: model.set_input_size(tuple(size)), name)
         shape = [channels, *size]
@@ -155,17 +155,12 @@ def _write_program(args: argparse.Namespace) -> None:
         ),
         f"{name} at {' x '.join(map(str, shape[1:]))}",
     )
+    beside = f" with {args.output.name}.data" if told.size > args.output.stat().st_size else ""
     print(
-        f"{args.output}: {args.output.stat().st_size / 2**20:.1f} MiB, {told.nodes} operators, images of "
+        f"{args.output}{beside}: {told.size / 2**20:.1f} MiB, {told.nodes} operators, images of "
         f"{' x '.join(map(str, shape[1:]))}, "
         f"largest difference to the model {told.difference:.1e} of the outputs' spread"
     )
-
-
-def _sized(size: list[int], dims: int) -> list[int]:
-    if len(size) not in (1, dims):
-        raise UserError(f"--img-size takes 1 or {dims} numbers for this model, found {len(size)}")
-    return size * dims if len(size) == 1 else list(size)
 
 
 def _known(name: str | None, dense: dict[str, str]) -> None:
