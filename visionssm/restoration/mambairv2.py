@@ -181,14 +181,15 @@ class AttentiveScan(nn.Module):
             The same shape.
         """
         height, width = x.shape[1:3]
-        logits = F.log_softmax(self.route(x.flatten(1, 2)), dim=-1)
+        # float16 would round classes that are close to the same
+        logits = F.log_softmax(state_dtype(self.route(x.flatten(1, 2))), dim=-1)
         if self.training or self.gumbel_eval:
             choice = F.gumbel_softmax(logits, tau=1.0, hard=True)
         else:
             soft = logits.softmax(-1)
             hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
             choice = hard - soft.detach() + soft
-        prompt = choice @ (self.table.weight @ states)
+        prompt = choice.to(x.dtype) @ (self.table.weight @ states)
         order = choice.detach().argmax(-1).argsort(dim=-1, stable=True).unsqueeze(-1)
         v = self.in_proj(x)
         v = (v * torch.sigmoid(self.cpe(v))).flatten(1, 2)
