@@ -78,6 +78,7 @@ def export_model(
     metadata: Mapping[str, str] | None = None,
     tolerance: float | None = None,
     timed: bool = False,
+    reference: bool = False,
 ) -> Exported:
     """Write `model` as a program for images of one size and, if `dynamic_batch`, for any number of them.
 
@@ -86,8 +87,8 @@ def export_model(
     Args:
         model: A module from images to a tensor, several, or several by name; a compiled one is unwrapped. Put into
             evaluation mode.
-        image: Example images (b, c, h, w) or volumes (b, c, d, h, w), b at least 2 for a dynamic batch; float32, or
-            float16 for a model of that.
+        image: Example images (b, c, h, w) or volumes (b, c, d, h, w), b at least 2 for a dynamic batch; of the
+            model's dtype, float32, float16 or float64.
         path: The file to write; its ending, .pt2 (torch.export) or .onnx, says the format. Weights of more than 2 GiB,
             which one ONNX file cannot hold, lie beside it, in the file of this name with `.data` at its end.
         dynamic_batch: Leave the batch size open.
@@ -99,6 +100,8 @@ def export_model(
         metadata: Texts to write into an ONNX file, by name.
         tolerance: Largest difference allowed, as `Exported.difference`; None for 1e-4, in float16 3e-2.
         timed: Measure how long one image takes.
+        reference: Run an ONNX file in onnx's reference evaluator in the place of ONNX Runtime: slowly, but in float64
+            too, where rounding does not hide what is wrong.
 
     Raises:
         ValueError: the ending is not known, the model cannot be written so, or the file computes something else.
@@ -138,7 +141,7 @@ def export_model(
                 onnx_program.model.metadata_props.update(metadata or {})
                 _save_onnx(onnx_program.model, temporary, data)
                 nodes = sum(1 for _ in onnx_program.model.graph.all_nodes())
-                run = _onnx_session(str(temporary))
+                run = _onnx_reference(str(temporary)) if reference else _onnx_session(str(temporary))
             shapes = _shapes(image, dynamic_batch, dynamic_size)
             difference = max(_difference(model, run, image.new_empty(shape).normal_()) for shape in shapes)
             allowed = TOLERANCES[image.dtype] if tolerance is None else tolerance
@@ -321,3 +324,11 @@ def _onnx_session(path: str):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: [torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})]
+
+
+def _onnx_reference(path: str):
+    """The same function, by onnx's own evaluator in NumPy."""
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(path)
+    return lambda images: [torch.as_tensor(array) for array in session.run(None, {"images": images.numpy()})]

@@ -109,34 +109,54 @@ def _row(
 ) -> dict[str, str]:
     import torch
 
+    from ..analysis.exporting import TOLERANCES
+
     row = {"model": name, "input": "x".join(map(str, shape[1:]))}
+    notes = []
+
+    def check(what: str, make: Callable[[], Any], size: tuple[int, ...], dtype: Any, **kwargs: bool) -> Any:
+        try:
+            told = attempt(partial(_exported, make, size, dtype, **kwargs), name)
+        except UserError as error:
+            notes.append(f"{what}: {error}")
+            return None
+        if told.difference > TOLERANCES[dtype]:
+            notes.append(f"{what}: refused without --tolerance")
+        return told
+
     for column, make, size, dtype in (
         ("difference", build, shape, torch.float32),
         ("difference_second", build_second, second, torch.float32),
         ("difference_float16", build, shape, torch.float16),
     ):
-        try:
-            told = attempt(partial(_exported, make, size, dtype, first=column == "difference"), name)
-        except UserError as error:
-            row["note"] = f"{row.get('note', '')} {_HEADS[column]}: {error}".strip()
-            continue
-        row[column] = f"{told.difference:.1e}"
-        if told.eager is not None:
+        told = check(_HEADS[column], make, size, dtype, first=column == "difference")
+        if told:
+            row[column] = f"{told.difference:.1e}"
+        if told and told.eager is not None:
             row |= {"nodes": str(told.nodes), "mib": f"{told.size / 2**20:.1f}"}
             row |= {"eager_ms": f"{1e3 * told.eager:.1f}", "onnxruntime_ms": f"{1e3 * told.runtime:.1f}"}
-    return row
+    if float(row.get("difference", 0)) > TOLERANCES[torch.float32] and (
+        told := check("in float64", build_second, second, torch.float64, reference=True)
+    ):
+        notes.append(f"in float64: {told.difference:.1e}")
+    return row | {"note": "; ".join(notes)}
 
 
-def _exported(build: Callable[[], Any], shape: tuple[int, ...], dtype: Any, *, first: bool) -> Any:
+def _exported(
+    build: Callable[[], Any], shape: tuple[int, ...], dtype: Any, *, first: bool = False, reference: bool = False
+) -> Any:
     import torch
 
     from ..analysis.exporting import export_model
 
     torch.manual_seed(0)
     model = build().eval().to(dtype)
+    image = torch.randn(2 if first else 1, *shape).to(dtype)
     with tempfile.TemporaryDirectory() as folder:
-        image = torch.randn(2 if first else 1, *shape).to(dtype)
-        return export_model(model, image, Path(folder) / "model.onnx", dynamic_batch=first, timed=first)
+        path = Path(folder) / "model.onnx"
+        return export_model(
+            model, image, path, dynamic_batch=first, timed=first, tolerance=float("inf"), reference=reference
+        )
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -155,11 +175,12 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
         "Written by `python tools/export.py --all PATTERN --output FILE.md`, with `--img-size N` where the input is "
         "not the published one, 128 pixels or a volume of 64; rows that a table has are kept. Weights are random. "
         "Each file was run in ONNX Runtime; differences are the largest ones of the outputs, over the spread of the "
-        "model's outputs, and above 1e-4, in float16 above 3e-2, a file is refused. The first file has an open "
-        "batch and was run with one image and with three; nodes, MiB and times are its own. The second is for one "
-        f"image of another size: a classifier's for {second}, with its feature maps (`--features-only`), a dense "
+        "model's outputs, and above 1e-4, in float16 above 3e-2, the command refuses a file. The first file has an "
+        "open batch and was run with one image and with three; nodes, MiB and times are its own. The second is for "
+        f"one image of another size: a classifier's for {second}, with its feature maps (`--features-only`), a dense "
         "model's for half the width, with its output. The third is for one image in float16, where the model itself "
-        "is float16. Times are of one image on a CPU, the smallest of three, with "
+        "is float16. Where the first is refused, a file in float64 of the second size was run in onnx's reference "
+        "evaluator, to tell rounding from a mistake. Times are of one image on a CPU, the smallest of three, with "
         f"{torch.get_num_threads()} thread, torch {torch.__version__} and ONNX Runtime {onnxruntime.__version__}.",
         "",
         f"| {' | '.join(_HEADS.values())} |",
