@@ -147,6 +147,19 @@ def test_a_stable_sort(descending, tmp_path):
     assert export_model(Sort(), image, tmp_path / "m.onnx").difference == 0
 
 
+def test_float64_is_run_by_onnx_itself(tmp_path, caplog):
+    """With rows gathered from more places than NumPy's choose takes, and convolutions, which ONNX Runtime cannot."""
+    pytest.importorskip("onnxruntime")
+
+    class Sorted(torch.nn.Conv1d):
+        def forward(self, x):
+            order = torch.arange(100.0).flip(0).argsort(stable=True) + 0 * x[:, :1].argsort(stable=True)
+            return super().forward(x.gather(2, order.expand_as(x)))
+
+    told = export_model(Sorted(3, 2, 3).double(), torch.randn(2, 3, 100).double(), tmp_path / "m.onnx", reference=True)
+    assert told.difference < 1e-12 and "Skipping" not in caplog.text
+
+
 def test_a_table_keeps_its_rows(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     (tmp_path / "t.csv").write_text("model,input,nodes\ntest_vim,64x64,12345\n")
