@@ -148,7 +148,8 @@ def export_model(
             if not difference <= allowed:  # a NaN is refused too
                 raise ValueError(
                     f"the written program differs from the model by {difference:.1e} of the outputs' spread, more than "
-                    f"the tolerance of {allowed:.0e}; nothing was written"
+                    f"the tolerance of {allowed:.0e}; nothing was written (give a larger tolerance for a model that "
+                    "rounding alone moves so far)"
                 )
             size = sum(file.stat().st_size for file in (temporary, data) if file)
             told = Exported(difference, nodes, size, shapes)
