@@ -41,6 +41,15 @@ def test_unknown_ending_is_named(tmp_path):
         export_model(timm.create_model("test_vmamba"), torch.randn(2, 3, 32, 32), tmp_path / "model.bin")
 
 
+def test_what_no_program_can_be_checked_with_is_named(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="float32, float16 or float64 are needed, found torch.bfloat16"):
+        export_model(model.bfloat16(), torch.randn(2, 3).bfloat16(), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="runs .onnx files, not 'm.pt2'"):
+        export_model(model, torch.randn(2, 3), tmp_path / "m.pt2", reference=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_an_onnx_file_says_how_it_is_used(tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")

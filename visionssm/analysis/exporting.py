@@ -104,14 +104,19 @@ def export_model(
             too, where rounding does not hide what is wrong.
 
     Raises:
-        ValueError: the ending is not known, the model cannot be written so, or the file computes something else.
+        ValueError: the ending or the dtype is not known, the model cannot be written so, or the file computes something
+            else.
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"cannot tell the format from {path.name!r}; the ending must be one of {', '.join(FORMATS)}")
+    if image.dtype not in TOLERANCES:
+        raise ValueError(f"images of float32, float16 or float64 are needed, found {image.dtype}")
     if path.suffix == ".onnx":
         _require_onnx()
+    elif reference:
+        raise ValueError(f"onnx's reference evaluator runs .onnx files, not {path.name!r}; leave out reference")
     model = getattr(model, "_orig_mod", model).eval()
     with torch.no_grad():
         program = _traced(model, image, dynamic_batch, dynamic_size)

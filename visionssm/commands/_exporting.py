@@ -1,4 +1,4 @@
-"""What the commands that export share: an exporter's failure as one sentence."""
+"""What the exports of one model and of all share: --img-size, and an exporter's failure as one sentence."""
 
 from collections.abc import Callable
 from typing import Any
